@@ -166,6 +166,8 @@ def _opening(record: AdapterRecord) -> str:
             " In volumes an object is prompted on one slice, and the memory of SAM 2 carries it to "
             "the others (`propagate=memory`); the scores below are those of this use."
         )
+    if record.trains_memory:
+        text += " The memory was trained too and is part of the adapter."
     return f"{text} Pictures are resized to {record.image_size} px, and the base is built for that."
 
 
@@ -245,6 +247,8 @@ def _why_no_peft(record: AdapterRecord) -> str:
         return f"it has {record.num_masks} mask tokens, and peft leaves the base its number of them"
     if record.class_tokens:
         return "its classes have tokens of their own, which peft cannot add to the base"
+    if record.trains_memory:
+        return "it trains the memory of SAM 2, which lies beside the model that peft adapts"
     if record.head or record.makes_prompts or record.input_channels > 3:
         return "it has trained parts beside SAM, which peft does not know"
     return f"{record.method['name']} with these options is not one kind of layer of peft"

@@ -54,6 +54,7 @@ PART_NAMES = {
     "neck": "the neck",
     "decoder": "the mask decoder",
     "head": "the dense head",
+    "memory": "the memory of SAM 2",
 }
 _MOST_LEAVES = 3
 """Names of tensors that a message lists."""
@@ -180,7 +181,7 @@ def _parts(
 def _order(name: str) -> tuple[int, str]:
     """Sort parts as the image passes them, and blocks by their number."""
     index = int(name.removeprefix("block ")) if name.startswith("block ") else -1
-    last = ("neck", "decoder", "head", SHARED)
+    last = ("neck", "decoder", "head", "memory", SHARED)
     return (10_000 + last.index(name) if name in last else index, name)
 
 

@@ -29,6 +29,9 @@ GENERATOR = "prompt_generator."
 HEAD = "dense_head."
 """Prefix of the parameters of the dense head."""
 
+MEMORY = "video_memory."
+"""Prefix of the parameters of SAM 2's memory of a video."""
+
 
 @dataclass
 class Injection:
@@ -45,7 +48,7 @@ class Injection:
             before it, is trained, so that no part of the encoder is frozen.
         groups: names of the trained parameters by group: ``"input"`` (the projection of more than
             three channels), ``"embedding"``, ``"block 3"``, ``"neck"``, ``"decoder"``,
-            ``"head"`` (the dense head, or the prompt generator).
+            ``"head"`` (the dense head, or the prompt generator), ``"memory"`` (that of SAM 2).
         total: number of parameters of the model, including the injected ones.
         peft: the layers that the peft library added, with its tuners.
         parameters: the trained parameters by their name in the model.
@@ -74,7 +77,7 @@ class Injection:
     @property
     def plain_peft(self) -> bool:
         """Whether the peft library alone can load the saved adapter: it has one kind of layer."""
-        own = {"input", "head"} & self.groups.keys()
+        own = {"input", "head", "memory"} & self.groups.keys()
         has_tokens = any(name.startswith(CLASSES) for name in self.parameters)
         return self.method.plain_peft and len(self.peft) <= 1 and not own and not has_tokens
 
@@ -94,10 +97,12 @@ class Injection:
 
     def report(self) -> str:
         """Return blocks, trained parameters and frozen parts as lines of text."""
-        head = self.count("head") if "head" in self.groups else 0
-        decoder = self.count("decoder") if "decoder" in self.groups else 0
+        head, decoder, memory = (
+            self.count(group) if group in self.groups else 0
+            for group in ("head", "decoder", "memory")
+        )
         trained = self.trainable
-        encoder = trained - decoder - head
+        encoder = trained - decoder - head - memory
         indices = (
             ", ".join(str(block.index) for block in self.attention_blocks) if encoder else "none"
         )
@@ -112,6 +117,7 @@ class Injection:
             "encoder": f"{encoder:,} trained parameters",
             "decoder": f"{decoder:,} trained parameters ({self.method.decoder})",
             **({"head": f"{head:,} trained parameters ({self._head_kind})"} if head else {}),
+            **({"memory": f"{memory:,} trained parameters"} if memory else {}),
             "trained": f"{trained:,} of {self.total:,} parameters ({trained / self.total:.2%})",
             "frozen": f"{frozen}; the prompt encoder",
         }
@@ -171,10 +177,12 @@ def inject(sam: Sam, method: Method) -> Injection:
         method: the method with its options.
 
     Raises:
-        ConfigError: when the method or ``peft.blocks`` does not fit the encoder.
+        ConfigError: when the method or ``peft.blocks`` does not fit the encoder, or a memory shall
+            train that the model does not have.
         AdapterError: when the model already carries an adapter.
     """
     from samadapt.methods import peft_library
+    from samadapt.sam.tracking import why_no_memory  # it imports torch
 
     if sam.adapter_names:
         raise AdapterError("this model already carries an adapter; load a fresh one to inject into")
@@ -184,6 +192,9 @@ def inject(sam: Sam, method: Method) -> Injection:
         f"peft={method.name} with {options} needs an encoder of kind "
         f"{' or '.join(method.encoders)}; {sam.build.name} has a {sam.build.encoder}",
     )
+    if method.memory == "full":
+        reason = why_no_memory(sam)
+        require(not reason, f"peft.memory=full trains the memory of SAM 2: {reason}")
     every = sam.attention_blocks()
     attention_blocks = select_blocks(method.blocks, every)
     sam.requires_grad_(False)
@@ -196,7 +207,9 @@ def inject(sam: Sam, method: Method) -> Injection:
         sam.mask_decoder.requires_grad_(True)
     if sam.input_projection is not None:
         sam.input_projection.requires_grad_(True)
-    for added_to in (sam.class_tokens, sam.prompt_generator, sam.dense_head):
+    if method.memory == "full":
+        sam.add_memory()
+    for added_to in (sam.class_tokens, sam.prompt_generator, sam.dense_head, sam.video_memory):
         if added_to is not None:
             added_to.requires_grad_(True)
     trained = {name: p for name, p in sam.named_parameters() if p.requires_grad}
@@ -222,6 +235,8 @@ def group_of(name: str, attention_blocks: Sequence[AttentionBlock]) -> str:
         return "input"
     if name.startswith((HEAD, GENERATOR)):
         return "head"
+    if name.startswith(MEMORY):
+        return "memory"
     if not name.startswith("image_encoder."):
         return "decoder"
     for block in attention_blocks:
@@ -232,7 +247,8 @@ def group_of(name: str, attention_blocks: Sequence[AttentionBlock]) -> str:
 
 def _first_trainable_block(groups: Mapping[str, object], depth: int) -> int:
     """Return the first trained unit of the encoder; see ``Injection.first_trainable_block``."""
-    units = {"input": -1, "embedding": -1, "neck": depth, "decoder": depth + 1, "head": depth + 1}
+    after = dict.fromkeys(("decoder", "head", "memory"), depth + 1)
+    units = {"input": -1, "embedding": -1, "neck": depth, **after}
     blocks = {f"block {index}": index for index in range(depth)}
     # If nothing is trained, the whole encoder is frozen, as when the decoder alone is trained.
     return min(((units | blocks)[group] for group in groups), default=depth + 1)

@@ -135,6 +135,11 @@ class AdapterRecord:
         return self.prompt.get("kind") == AUTO
 
     @property
+    def trains_memory(self) -> bool:
+        """Whether the adapter holds a trained memory of SAM 2 for volumes."""
+        return self.method.get("memory") == "full"
+
+    @property
     def separates_objects(self) -> bool:
         """Whether the model separates the objects of a class, with ``head=instances``."""
         return self.head.get("name") == INSTANCE_HEAD

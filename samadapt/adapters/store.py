@@ -173,6 +173,7 @@ def merge_adapter(sam: Sam, injection: Injection) -> None:
         peft_library.merge_layers(sam)
     # If the method cannot be merged, this raises, and nothing has changed yet.
     injection.method.merge(sam, injection.attention_blocks)
+    sam.fold_memory()
     sam.adapter_names = ()
     sam.requires_grad_(False)
 

@@ -40,7 +40,7 @@ a warm-up at a share of the time too."""
 OTHER_NAMES = {"data.labels": "data.classes"}
 """Keys that people know by another name. The name on the right is the one that is stored."""
 TIME_LIMITS = ("train.max_seconds", "train.max_cpu_seconds")
-SHARED_OPTIONS = {"peft.name", "peft.decoder", "peft.decoder_rank"}
+SHARED_OPTIONS = {"peft.name", "peft.decoder", "peft.decoder_rank", "peft.memory"}
 """Options of the method that a recipe sets for every method. The others, ``peft.blocks`` included,
 were chosen for the recipe's method and are dropped when the command line names another method."""
 
@@ -108,8 +108,8 @@ def resolved(config: Config) -> Config:
     stay open where the time is limited, because the run then ends by its time.
 
     Raises:
-        ConfigError: when the keys of the baseline do not fit together or the data, or
-            ``init_sha256`` is given alone.
+        ConfigError: when the keys of the baseline do not fit together or the data,
+            ``init_sha256`` is given alone, or a memory shall train that nothing runs through.
     """
     if config.init is None and config.init_sha256 is not None:
         raise ConfigError(
@@ -124,7 +124,15 @@ def resolved(config: Config) -> Config:
     if decoder_lr is None:
         decoder_lr = DECODER_LR if train.lr is None else train.lr
     config = replace(config, train=replace(train, steps=steps, lr=lr, decoder_lr=decoder_lr))
-    return config if config.baseline.name is None else _with_baseline(config)
+    if config.baseline.name is not None:
+        return _with_baseline(config)
+    if config.peft.memory != "frozen" and config.prompts.name != "propagate":
+        raise ConfigError(
+            f"peft.memory={config.peft.memory} has no effect with prompts={config.prompts.name}: "
+            "only prompts=propagate trains through the memory of SAM 2; leave it out, or use "
+            "prompts=propagate"
+        )
+    return config
 
 
 def _baseline_head(head: Head) -> Head:

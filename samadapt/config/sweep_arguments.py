@@ -29,7 +29,7 @@ from samadapt.system.settings import List, Whole
 SIZES = ("rank", "hidden", "tokens")
 """Options that decide how many parameters a method trains; a method has one of them, or none."""
 
-OF_EVERY_METHOD = {"peft.decoder", "peft.decoder_rank"}
+OF_EVERY_METHOD = {"peft.decoder", "peft.decoder_rank", "peft.memory"}
 """Options of the method that every method has; ``compose`` keeps a recipe's for all of them."""
 
 

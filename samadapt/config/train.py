@@ -67,8 +67,8 @@ class Train(Settings):
         default=None,
         gt=0,
         le=MAX_LR,
-        description="peak learning rate of the mask decoder; null: the value of train.lr, or "
-        f"{DECODER_LR:g} where that is null too",
+        description="peak learning rate of the mask decoder and of a memory that trains; null: the "
+        f"value of train.lr, or {DECODER_LR:g} where that is null too",
     )
     weight_decay: float = Field(default=0.01, ge=0, description="weight decay of AdamW")
     warmup_steps: Whole = Field(

@@ -41,6 +41,11 @@ class HuggingFace(Target):
 
     def refusal(self, adapted: Adapted) -> str:
         """Refuse adapters that cannot be merged, and encoders that transformers does not have."""
+        if adapted.record.trains_memory:
+            return (
+                "it trains the memory of SAM 2 (peft.memory=full), and transformers' Sam2Model for "
+                "still images has none"
+            )
         return no_such_encoder(adapted) or merge_refusal(adapted)
 
     def write(self, adapted: Adapted, folder: Path) -> list[str]:

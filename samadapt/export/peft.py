@@ -71,6 +71,11 @@ class Peft(Target):
                 f"its {adapted.record.class_tokens} classes have tokens of their own, which peft "
                 "cannot add to the base model"
             )
+        if adapted.record.trains_memory:
+            return (
+                "it trains the memory of SAM 2 (peft.memory=full), which lies beside the model "
+                "that peft adapts"
+            )
         if not adapted.injection.plain_peft:
             return (
                 f"{method.name} with decoder={method.decoder} is two kinds of peft's at once, and "

@@ -1,7 +1,7 @@
 """``to=sam``: one weights file as the base is published, with the adapter folded in.
 
-For SAM 2 that is sam2's ``{"model": ...}`` with the memory of a video, which the adapter does not
-touch, so that sam2 loads it strictly.
+For SAM 2 that is sam2's ``{"model": ...}`` with the memory of a video, the trained one if the
+adapter has one, so that sam2 loads it strictly.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class SamFile(Target):
 
     summary: ClassVar[str] = "merged weights in the format of segment-anything, or of sam2"
     merges: ClassVar[bool] = True
+    holds_memory: ClassVar[bool] = True
 
     def refusal(self, adapted: Adapted) -> str:
         """Refuse adapters that cannot be merged."""

@@ -38,6 +38,8 @@ class Target(ABC):
     """Whether the target can hold a dense head."""
     holds_class_tokens: ClassVar[bool] = False
     """Whether the target can hold tokens that predict classes beside SAM's mask tokens."""
+    holds_memory: ClassVar[bool] = False
+    """Whether the target can hold SAM 2's memory of a video."""
 
     @property
     def limit(self) -> float | None:
@@ -147,6 +149,8 @@ def export_adapter(
                 f"left out: the classes {', '.join(adapted.record.classes)}, which have tokens of "
                 "their own; what answers to prompts is here"
             )
+        if adapted.record.trains_memory and not target.holds_memory:
+            notes.append("left out: the trained memory of SAM 2; pictures do not need it")
         if adapted.record.prompt.get("background_token") and not adapted.record.class_tokens:
             notes.append(f"background: {BACKGROUND_TOKEN}")
         found = probe.answers(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from samadapt.sam.types import AttentionBlock
 
 Decoder = Literal["full", "lora", "own", "frozen"]
+Memory = Literal["full", "frozen"]
 
 METHODS: dict[str, type[Method]] = {}
 """Every method by its name in ``peft=NAME``; ``register`` fills it."""
@@ -91,6 +92,7 @@ class Method(Settings):
         decoder: how the mask decoder is trained: ``"full"`` all of it, ``"lora"`` by a LoRA on its
             linears, ``"own"`` by the method's own layers, ``"frozen"`` not at all.
         decoder_rank: rank of the decoder's LoRA; its alpha is equal to it.
+        memory: whether the memory of SAM 2 trains, which only ``prompts=propagate`` runs through.
 
     Raises:
         ConfigError: for a value out of range; the message names the key.
@@ -129,6 +131,11 @@ class Method(Settings):
         default="full", description="how the mask decoder trains; own: as the encoder does"
     )
     decoder_rank: Whole = Field(default=4, description="rank of the decoder's LoRA", ge=1)
+    memory: Memory = Field(
+        default="frozen",
+        description="how the memory of SAM 2 trains with prompts=propagate: full, all of it at "
+        "train.decoder_lr; or frozen",
+    )
 
     def __post_init__(self) -> None:
         """Check what depends on several options; pydantic has checked each option alone."""
@@ -138,7 +145,7 @@ class Method(Settings):
         )
         word, _ = _parse_blocks(self.blocks)
         require(
-            (word, self.decoder) != ("none", "frozen"),
+            (word, self.decoder, self.memory) != ("none", "frozen", "frozen"),
             "peft.blocks=none with peft.decoder=frozen trains nothing; use peft=none for that",
         )
         self.check_options()
@@ -227,6 +234,8 @@ class Method(Settings):
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         # JSON has no tuples; ``method_from_dict`` turns the lists back.
         plain = {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+        if self.memory == "frozen":  # left out, so that earlier versions read most records
+            del plain["memory"]
         return {"name": self.name, **plain}
 
 
@@ -290,7 +299,7 @@ def method_for(method: Method, longest_side: int, *, has_head: bool) -> Method:
     if has_head and method.decoder in ("full", "frozen"):  # another one was asked for
         return METHODS["none"]()
     require(
-        method.decoder != "frozen",
+        method.decoder != "frozen" or method.memory != "frozen",
         f"peft.blocks=auto keeps the encoder frozen for images of up to {SMALL_IMAGE} pixels a "
         "side, and peft.decoder=frozen the decoder: nothing would train. Name peft.blocks",
     )

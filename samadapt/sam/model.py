@@ -25,6 +25,7 @@ from samadapt.sam.sam2_mask_decoder import Sam2MaskDecoder
 from samadapt.sam.segmentation_model import SegmentationModel
 from samadapt.sam.tiny_vit import TinyViTEncoder
 from samadapt.sam.types import AttentionBlock, Frame, Level, MaskOutput, Prompts
+from samadapt.sam.video_memory import VideoMemory, make_memory
 from samadapt.sam.watershed import Watershed
 from samadapt.sam.weights.builds import BUILDS, Build
 
@@ -57,6 +58,7 @@ class Sam(SegmentationModel):
     Attributes:
         memory: tensors of SAM 2's memory of a video by their published names, as the weights' file
             has them. Still images do not need them; a file that is exported holds them again.
+            A memory that trains is ``video_memory`` instead.
     """
 
     adapter_names: tuple[str, ...] = ()
@@ -69,6 +71,8 @@ class Sam(SegmentationModel):
     """Predict classes without a prompt; None: the multimask tokens do, if anything does."""
     prompt_generator: PromptGenerator | None
     """Makes the prompts of classes; None: classes have tokens and no prompts."""
+    video_memory: VideoMemory | None
+    """The memory of a video if an adapter trains it; None: ``memory`` has it, if anything does."""
 
     def __init__(self, build: Build, image_size: int) -> None:
         super().__init__()
@@ -101,6 +105,7 @@ class Sam(SegmentationModel):
         self.register_module("class_tokens", None)
         self.register_module("prompt_generator", None)
         self.register_module("dense_head", None)
+        self.register_module("video_memory", None)
         mean, std = (torch.tensor(v) for v in (self.preprocessing.mean, self.preprocessing.std))
         self.register_buffer("pixel_mean", mean.view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", std.view(3, 1, 1), persistent=False)
@@ -403,6 +408,24 @@ class Sam(SegmentationModel):
         """
         generator = PromptGenerator(self.prompt_encoder, classes)
         self.prompt_generator = generator.to(self.device, self.dtype)
+
+    def add_memory(self) -> None:
+        """Make a copy of the memory of a video a part of the model, so that it can train.
+
+        Raises:
+            ValueError: the model has no memory.
+        """
+        if not self.memory:
+            raise ValueError("expected a SAM 2 with a memory, from a file that has it; got none")
+        copies = {name: tensor.clone() for name, tensor in self.memory.items()}
+        self.video_memory = make_memory(self.build, copies).to(self.device, self.dtype)
+
+    def fold_memory(self) -> None:
+        """Put a memory that was a part of the model back among the tensors of ``memory``."""
+        if self.video_memory is not None:
+            trained = self.video_memory.state_dict()
+            self.memory |= {name: tensor.clone() for name, tensor in trained.items()}
+            self.video_memory = None
 
     def _check_images(self, images: Tensor) -> None:
         size = self.image_size

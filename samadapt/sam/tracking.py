@@ -17,7 +17,7 @@ from samadapt.sam.model import Sam
 from samadapt.sam.prompt_encoder import Sam2PromptEncoder
 from samadapt.sam.sam2_mask_decoder import Sam2MaskDecoder
 from samadapt.sam.types import MaskOutput, Prompts
-from samadapt.sam.video_memory import NO_OBJECT, MemoryBank, SliceMemory, VideoMemory
+from samadapt.sam.video_memory import NO_OBJECT, MemoryBank, SliceMemory, VideoMemory, make_memory
 
 if TYPE_CHECKING:
     from samadapt.sam.segmentation_model import SegmentationModel
@@ -56,17 +56,18 @@ def why_no_memory(sam: SegmentationModel) -> str:
 
 
 def open_memory(sam: SegmentationModel) -> VideoMemory:
-    """Return the memory of a model, frozen and on its device. It shares the tensors of the model.
+    """Return the memory of a model on its device: the one that trains, if there is one.
+
+    Otherwise it is frozen and shares the tensors of the model.
 
     Raises:
         ConfigError: the model has none.
     """
     if (reason := why_no_memory(sam)) or not isinstance(sam, Sam):
         raise ConfigError(f"propagate=memory needs the memory of SAM 2: {reason}")
-    with torch.device("meta"):
-        memory = VideoMemory(sam.build)
-    tensors = {name: sam.memory[name] for name in memory.state_dict()}
-    memory.load_state_dict(tensors, assign=True)
+    if sam.video_memory is not None:
+        return sam.video_memory
+    memory = make_memory(sam.build, sam.memory)
     return memory.to(sam.device, sam.dtype).requires_grad_(False).eval()
 
 

@@ -8,13 +8,14 @@ and the mask decoder then finds the object without a prompt. A slice attends to
 - the pointers of the prompted slices before it and of the last fifteen others.
 
 The tensors have the official state-dict names. ``Sam.memory`` holds them, since only volumes need
-them; ``tracking.py`` uses them slice by slice.
+them; ``tracking.py`` uses them slice by slice. A memory that trains is a part of the model,
+``Sam.video_memory``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING
@@ -216,6 +217,19 @@ class VideoMemory(nn.Module):
         sines = torch.cat([phases.sin(), phases.cos()], dim=-1)
         codes: Tensor = self.obj_ptr_tpos_proj(sines.to(like))
         return codes.repeat_interleave(parts, dim=0)
+
+
+def make_memory(build: Build, tensors: Mapping[str, Tensor]) -> VideoMemory:
+    """Return the networks of a memory, which share the tensors given.
+
+    Args:
+        build: a SAM 2.
+        tensors: the tensors of its memory by their published names; further ones are left out.
+    """
+    with torch.device("meta"):
+        memory = VideoMemory(build)
+    memory.load_state_dict({name: tensors[name] for name in memory.state_dict()}, assign=True)
+    return memory
 
 
 def memory_tensors(build: Build) -> dict[str, Tensor]:

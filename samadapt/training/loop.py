@@ -73,7 +73,8 @@ class LoopOptions:
     # 1e-3 and more for new weights that start at zero, 3e-4 for pretrained ones (``Method.lr``).
     lr: float = 1e-3
 
-    # Peak learning rate of the decoder. It is pretrained, so a lower rate can be better. None: lr.
+    # Peak learning rate of the decoder, and of a memory that trains. Both are pretrained, so a
+    # lower rate can be better. None: lr.
     decoder_lr: float | None = None
 
     # Peak learning rate of a dense head. It starts at random, so it learns faster than the rest.
@@ -422,11 +423,14 @@ def begin(
 def make_optimizer(injection: Injection, options: LoopOptions) -> torch.optim.AdamW:
     """Return AdamW with a group for encoder, decoder and head, each with and without decay.
 
+    The memory of SAM 2 is pretrained too and learns as fast as the decoder.
+
     Each group has the extra entry ``peak_lr``, its learning rate after the warm-up.
     """
     decoder_lr = options.lr if options.decoder_lr is None else options.decoder_lr
+    parts = {"decoder": "decoder", "memory": "decoder", "head": "head"}
     part_of = {
-        name: part for part in ("decoder", "head") for name in injection.groups.get(part, [])
+        name: part for group, part in parts.items() for name in injection.groups.get(group, [])
     }
     groups = []
     for lr, part in ((options.lr, "encoder"), (decoder_lr, "decoder"), (options.head_lr, "head")):

@@ -17,7 +17,7 @@ from samadapt.adapters.store import save_adapter, stored_tensors, trainable_stat
 from samadapt.errors import AdapterError
 from samadapt.sam.dense_head import HeadSettings
 from samadapt.sam.types import Prompts
-from samadapt.sam.weights.loading import base_hash
+from samadapt.sam.weights.loading import base_hash, load_sam
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -263,3 +263,21 @@ def test_class_tokens_move_with_the_names_of_their_classes(tiny_sam, perturb, tm
     assert "mask token of x" in " ".join(taken.new)
     assert "c, d" in " ".join(taken.left_out)
     assert first.shape[0] == 5
+
+
+def test_a_trained_memory_is_kept_or_left_out(perturb, tmp_path):
+    sam = load_sam("tiny_h")
+    record = AdapterRecord(base="tiny_h", base_sha256=base_hash(sam), image_size=sam.image_size)
+    injection = inject(sam, find_method("lora")(blocks="last:1", memory="full"))
+    perturb(injection)
+    save_adapter(tmp_path / "first", sam, injection, record)
+    now = TokenUse((), False, 3)
+    for memory in ("full", "frozen"):
+        fresh = load_sam("tiny_h")
+        started = inject(fresh, find_method("lora")(blocks="last:1", memory=memory))
+        record = read_record(tmp_path / "first")
+        taken = take_over(tmp_path / "first", record, fresh, started, now)
+        assert ("the memory of SAM 2" in taken.kept) is (memory == "full")
+        assert ("the memory of SAM 2" in taken.left_out) is (memory == "frozen")
+        state, own = trainable_state(sam, injection), trainable_state(fresh, started)
+        assert all(torch.equal(value, state[name]) for name, value in own.items())

@@ -11,20 +11,26 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from samadapt.adapters.combining import method_from_dict
 from samadapt.adapters.injection import inject
 from samadapt.adapters.record import digest_of, sha256_of
+from samadapt.adapters.sharing import share
 from samadapt.adapters.store import (
     AdapterRecord,
     load_into,
     load_trainable_state,
+    merge_adapter,
     read_record,
     save_adapter,
     trainable_state,
 )
-from samadapt.errors import AdapterError
+from samadapt.errors import AdapterError, ConfigError
 from samadapt.methods import METHODS
 from samadapt.sam.model import build_sam
-from samadapt.sam.weights.loading import base_hash
+from samadapt.sam.tracking import Tracker
+from samadapt.sam.types import Prompts
+from samadapt.sam.video_memory import MemoryBank
+from samadapt.sam.weights.loading import base_hash, load_sam
 
 WEIGHTS, CONFIG, RECORD = "adapter_model.safetensors", "adapter_config.json", "samadapt.json"
 
@@ -317,6 +323,89 @@ def test_class_tokens_come_back(fresh, perturb, predict, tmp_path, decoder, back
     card = (tmp_path / "adapter" / "README.md").read_text(encoding="utf-8")
     assert "PeftModel" not in card
     assert ("| Background | a token of its own" in card) is background
+
+
+@torch.no_grad()
+def carried(sam):
+    """Logits of an object that is prompted on one slice and found on the next two by memory."""
+    images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    embeddings, tracker = sam.encode(images), Tracker(sam, len(images))
+    box = Prompts(boxes=torch.tensor([[[4.0, 6.0, 40.0, 50.0]]]))
+    found = [tracker.prompted(embeddings[:1], box, multimask=False)]
+    bank = MemoryBank({0: found[0].memory})
+    found += [tracker.tracked(embeddings[i][None], bank, i, 1) for i in (1, 2)]
+    return torch.stack([one.masks.logits[:, 0, 0] for one in found])
+
+
+@pytest.fixture
+def with_memory(perturb, tmp_path):
+    """(model, injection, directory) of an adapter that trained nothing but the memory of SAM 2."""
+    sam = load_sam("tiny_h")
+    record = AdapterRecord(base="tiny_h", base_sha256=base_hash(sam), image_size=sam.image_size)
+    injection = inject(sam, METHODS["none"](memory="full"))
+    perturb(injection)
+    save_adapter(tmp_path / "adapter", sam, injection, record)
+    return sam, injection, tmp_path / "adapter"
+
+
+def test_a_trained_memory_comes_back(with_memory, predict):
+    sam, injection, directory = with_memory
+    base, fresh = load_sam("tiny_h"), load_sam("tiny_h")
+    assert set(injection.groups) == {"memory"}
+    assert injection.first_trainable_block == len(sam.attention_blocks()) + 1
+    count = sum(value.numel() for value in injection.parameters.values())
+    assert f"memory   {count:,} trained parameters" in injection.report()
+    assert f"trained  {count:,} of" in injection.report()
+    record = read_record(directory)
+    assert record.method["memory"] == "full"
+    assert record.trains_memory
+    card = (directory / "README.md").read_text(encoding="utf-8")
+    assert "The memory was trained too" in card
+    assert "it trains the memory of SAM 2" in card
+    loaded = load_into(directory, fresh)
+    assert loaded.groups == injection.groups
+    expected = carried(sam)
+    assert torch.equal(carried(fresh), expected)
+    assert not torch.allclose(expected[1:], carried(base)[1:], atol=1e-3)
+    # A picture, and the prompted slice, know nothing of the memory.
+    assert torch.equal(expected[0], carried(base)[0])
+    assert torch.equal(predict(fresh), predict(base))
+
+
+def test_a_merged_model_has_the_trained_memory_as_its_own(with_memory):
+    sam, injection, _ = with_memory
+    expected, names = carried(sam), load_sam("tiny_h").memory.keys()
+    merge_adapter(sam, injection)
+    assert sam.video_memory is None
+    assert sam.state_dict().keys() == load_sam("tiny_h").state_dict().keys()
+    assert sam.memory.keys() == names
+    assert torch.equal(carried(sam), expected)
+
+
+def test_models_that_share_a_base_have_memories_of_their_own(with_memory):
+    sam, _, directory = with_memory
+    base = load_sam("tiny_h")
+    before, twin = {name: value.clone() for name, value in base.memory.items()}, share(base)
+    load_into(directory, twin)
+    assert torch.equal(carried(twin), carried(sam))
+    assert all(torch.equal(base.memory[name], value) for name, value in before.items())
+    assert all(twin.memory[name] is value for name, value in base.memory.items())
+    assert torch.equal(carried(base), carried(share(base)))
+
+
+def test_a_base_without_a_memory_cannot_take_a_trained_one(with_memory, tiny_sam):
+    base = load_sam("tiny_h")
+    base.memory = {}
+    with pytest.raises(AdapterError, match=r"samadapt.json: peft\.memory=full .* without it"):
+        load_into(with_memory[2], base)
+    with pytest.raises(ConfigError, match=r"peft\.memory=full .* only SAM 2 has"):
+        inject(tiny_sam, METHODS["none"](memory="full"))
+    assert tiny_sam.adapter_names == ()
+
+
+def test_records_of_a_frozen_memory_are_those_of_earlier_versions():
+    assert "memory" not in METHODS["lora"]().to_dict()
+    assert method_from_dict(METHODS["lora"](memory="full").to_dict()).memory == "full"
 
 
 def test_the_number_of_masks_must_be_the_models(fresh, tmp_path):

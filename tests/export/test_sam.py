@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 
 from samadapt.errors import AdapterError
 from samadapt.export import export_adapter
+from samadapt.export.hf import HuggingFace
+from samadapt.export.peft import Peft
 from samadapt.export.sam import SamFile
 from samadapt.sam.predictor import SamPredictor
 from samadapt.sam.types import Prompts
@@ -183,3 +187,28 @@ def test_a_base_without_memory_is_noted(tiny_h_sam, save, tmp_path):
     directory, _ = save(tiny_h_sam)
     done = export_adapter(directory, SamFile(), tmp_path / "out")
     assert any("no memory of a video" in note for note in done.notes)
+
+
+def test_a_trained_memory_is_written_under_the_published_names(tiny_h_sam, save, tmp_path):
+    from samadapt.sam.weights.sam2_names import published_sam2_key
+
+    base = copy.deepcopy(tiny_h_sam)
+    base.memory = load_sam("tiny_h").memory
+    names = {published_sam2_key(name): value for name, value in base.state_dict().items()}
+    torch.save({"model": names | base.memory}, tmp_path / "base.pt")
+    directory, adapted = save(base, "none", memory="full")
+    given = {"checkpoint": tmp_path / "base.pt"}
+    done = export_adapter(directory, SamFile(), tmp_path / "out", **given)
+    assert not done.notes
+    for suffix in ("pth", "safetensors"):
+        loaded = load_sam("tiny_h", tmp_path / "out" / f"model.{suffix}")
+        assert loaded.memory.keys() == base.memory.keys()
+        for name, value in adapted.video_memory.state_dict().items():
+            assert torch.equal(loaded.memory[name], value)
+            assert not torch.equal(loaded.memory[name], base.memory[name])
+    for target, reason in (
+        (HuggingFace(), "Sam2Model for still images has none"),
+        (Peft(), "lies beside the model that peft adapts"),
+    ):
+        with pytest.raises(AdapterError, match=f"peft.memory=full.*{reason}.*to onnx, sam, web$"):
+            export_adapter(directory, target, tmp_path / "other", **given)

@@ -23,6 +23,7 @@ CLIPS = ("data.name=nifti", "model.name=tiny_h", "prompts=propagate", "prompts.c
             r"prompts\.first=mask has no effect with prompts=box",
         ),
         (("prompts=propagate", "prompts.first=line"), r"prompts\.first: expected kinds .* 'line'"),
+        (("prompts=box", "peft.memory=full"), r"peft\.memory=full has no effect with prompts=box"),
         (("prompts=propagate", "prompts.negatives=0.2"), r"does not go with prompts\.negatives="),
         (("prompts=propagate", "cache.variants=3"), r"does not go with cache\.variants=3"),
         (("prompts=propagate", "peft=adapter", "peft.depth=3"), r"does not go with peft\.depth=3"),
@@ -70,6 +71,7 @@ def test_the_model_has_a_memory_and_the_data_are_volumes(make_pictures, make_sca
         (),
         ("cache.enabled=off", "train.augment=[flip,noise]", "prompts.first=point"),
         ("prompts.first={box: 1, point: 1, mask: 2}", "prompts.objects=class"),
+        ("peft=none", "peft.memory=full", "train.recompute=true"),
     ],
 )
 def test_what_is_trained_on_clips_is_scored_by_memory(make_scans, run, capsys, keys):
@@ -98,5 +100,5 @@ def test_what_is_trained_on_clips_is_scored_by_memory(make_scans, run, capsys, k
 
 @pytest.mark.slow
 def test_a_stopped_training_on_clips_ends_bit_equal(make_scans, resumes_bit_equal):
-    keys = [*CLIPS, "prompts.first={box: 1, point: 1, mask: 1}"]
+    keys = [*CLIPS, "prompts.first={box: 1, point: 1, mask: 1}", "peft.memory=full"]
     resumes_bit_equal(make_scans(6), keys, ["adapter/adapter_model.safetensors"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from itertools import repeat
 from types import SimpleNamespace
 
 import pytest
@@ -19,7 +20,7 @@ from samadapt.sam.video_memory import POINTERS, MemoryBank
 from samadapt.training.batch_parts import split
 from samadapt.training.batches import make_batch
 from samadapt.training.keyed_random import BatchRandom
-from samadapt.training.loop import TrainableTail, learn
+from samadapt.training.loop import LoopOptions, TrainableTail, learn, make_optimizer, train
 from samadapt.training.mask_losses import object_loss
 from samadapt.training.samples import TrainingSamples
 
@@ -38,8 +39,8 @@ def make_clips(tools, tmp_path):
     return partial(clips_of, tools, tmp_path)
 
 
-def clips_of(tools, tmp_path, kind):
-    training = tools.make_training(tmp_path, model="tiny_h", blocks="last:2")
+def clips_of(tools, tmp_path, kind, **options):
+    training = tools.make_training(tmp_path, model="tiny_h", **({"blocks": "last:2"} | options))
     sam = training.sam
     training.tracker = Tracker(sam, POINTERS, training=True)
     training.injection.set_training(sam)
@@ -106,6 +107,51 @@ def test_every_slice_has_the_loss_and_memory_carries_its_gradient(clips):
     assert any("pred_obj_score_head" in name for name in right)
     assert_close(found, right)
     assert all(p.grad is None for p in training.tracker.memory.parameters())
+
+
+def test_a_memory_trains_by_the_gradient_of_the_slices_after_the_prompt(tools, tmp_path):
+    training, batch = clips_of(tools, tmp_path, "box", method="none", memory="full", blocks="all")
+    parameters = training.injection.parameters
+    assert all(name.startswith("video_memory.") for name in parameters)
+    tail = TrainableTail(training.sam, training.injection.first_trainable_block)
+    learn(training, tail, batch, 1)
+    training.injection.check_gradients()
+    found = gradients(training)
+    by_hand(training, batch).backward()
+    assert_close(found, gradients(training))
+    # What makes maps, what makes pointers, what dates both and what attends to them.
+    parts = {name.split(".")[1] for name, value in found.items() if value.any()}
+    assert parts >= {
+        "memory_attention",
+        "memory_encoder",
+        "maskmem_tpos_enc",
+        "obj_ptr_proj",
+        "obj_ptr_tpos_proj",
+    }
+
+
+@pytest.mark.parametrize("memory", ["frozen", "full"])
+def test_only_a_memory_that_trains_changes(tools, tmp_path, memory):
+    training, batch = clips_of(tools, tmp_path, "box", memory=memory, decoder="frozen")
+    training.batches, training.validate = repeat(batch), None
+    own = training.tracker.memory
+    before = {name: value.clone() for name, value in own.state_dict().items()}
+    base = {name: value.clone() for name, value in training.sam.memory.items()}
+    train(training, LoopOptions(steps=3, warmup_steps=0, decoder_lr=1e-3), None)
+    changed = [name for name, value in own.state_dict().items() if not value.equal(before[name])]
+    assert bool(changed) is (memory == "full")
+    assert all(torch.equal(training.sam.memory[name], value) for name, value in base.items())
+    assert ("memory" in training.injection.groups) is (memory == "full")
+
+
+def test_a_memory_learns_as_fast_as_the_decoder(tools, tmp_path):
+    training, _ = clips_of(tools, tmp_path, "box", memory="full")
+    options = LoopOptions(steps=1, lr=1e-2, decoder_lr=1e-4)
+    optimizer = make_optimizer(training.injection, options)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in training.injection.parameters.items():
+        slow = name.startswith(("video_memory.", "mask_decoder."))
+        assert rates[id(parameter)] == (1e-4 if slow else 1e-2), name
 
 
 @pytest.mark.parametrize(("kind", "multimask"), [("point", True), ("mask", False)])
