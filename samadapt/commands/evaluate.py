@@ -39,6 +39,11 @@ through its volume; it is the default for adapters that were trained so.
 
 prompts=volume_clicks gives both models a box and five clicks on each class of whole volumes, as the
 CVPR 2025 challenge does: the area under the curves of Dice and NSD (eval/volume_clicks.csv, .png).
+
+prompts=one_slice prompts each object of a volume on its middle slice, and compares the ways of
+carrying it to the others: prompts made from its mask, the mask itself, and the memory of a SAM 2.
+Dice is that of the prompted slice, of the next two on each side, and of the object's other slices;
+leaks are what is found on the slices that the object does not reach (eval/one_slice.csv).
 """
 SCHEMA = EvaluateArguments
 
@@ -94,6 +99,10 @@ def render(result: dict[str, Any]) -> str:
         from samadapt.reports.volume_clicks import volume_clicks_table
 
         return f"{console.to_text(volume_clicks_table(summary['volume_clicks']))}\n{text}"
+    if "one_slice" in summary:
+        from samadapt.reports.one_slice import one_slice_table
+
+        return f"{console.to_text(one_slice_table(summary['one_slice']))}\n{text}"
     if "oracle_gap" not in summary:
         return text
     from samadapt.reports.oracle_gap import forgetting_text, gap_table

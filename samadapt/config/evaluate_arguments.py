@@ -13,18 +13,21 @@ from samadapt.config.schema import Cache, Data, Device, Eval, Output, Precision
 from samadapt.prompts.policy import Kind
 from samadapt.system.settings import List, Settings
 
+ScoredPrompts = Literal[Kind, "propagate", "matrix", "volume_clicks", "one_slice"]
+
 
 @dataclass(frozen=True)
 class EvaluatePrompts(PromptSettings):
     """How prompts are made from the ground truth; by default as in the adapter's training."""
 
-    name: Literal[Kind, "propagate", "matrix", "volume_clicks"] = Field(  # type: ignore[assignment]
+    name: ScoredPrompts = Field(  # type: ignore[assignment]
         default="box",
         description="kind of prompt: box, point, scribble, mask, interactive (three clicks), "
         "semantic or auto (no prompt), or propagate: a prompt on the middle slice of each object, "
         "which the memory of SAM 2 carries through its volume; or beside the kind of the adapter "
-        "matrix: no prompt, clicks, good and bad boxes, drawings side by side; or volume_clicks: "
-        "a box and five clicks in a whole volume",
+        "matrix: no prompt, clicks, good and bad boxes, drawings side by side; volume_clicks: "
+        "a box and five clicks in a whole volume; or one_slice: a prompt on the middle slice of "
+        "each object, carried by prompts, by masks and by the memory of SAM 2",
     )
 
 

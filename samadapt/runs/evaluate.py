@@ -23,6 +23,7 @@ from samadapt.runs.by_prompt import (
 )
 from samadapt.runs.context import RunContext, open_run
 from samadapt.runs.feature_planner import FeaturePlanner
+from samadapt.runs.one_slice import OneSlice
 from samadapt.runs.oracle_gap import OracleGap
 from samadapt.runs.recorded_configuration import evaluation_config
 from samadapt.runs.run_directory import open_run_dir, removed_if_refused
@@ -142,8 +143,8 @@ def score_adapter(
             trained_in=compared.trained_in,
         )
         check_fit(context, adapter, record)
-        if arguments.prompts.name == "volume_clicks":
-            refuse_pictures(context.dataset)
+        if arguments.prompts.name in ("volume_clicks", "one_slice"):
+            refuse_pictures(context.dataset, arguments.prompts.name)
         if arguments.propagate == "memory":
             refuse_without_memory(context.model)
         scored = choose_slices(context, config, compared.records, chosen_cases(arguments))
@@ -193,7 +194,7 @@ def score_adapter(
 
 def further_scores(
     arguments: EvaluateArguments, scorer: Scorer, refs: Sequence[SliceRef]
-) -> OracleGap | VolumeClicks | None:
+) -> OracleGap | VolumeClicks | OneSlice | None:
     """Return what measures the further prompts that were asked for; None: nothing.
 
     Args:
@@ -205,6 +206,8 @@ def further_scores(
         return OracleGap(scorer, refs)
     if arguments.prompts.name == "volume_clicks":
         return VolumeClicks(scorer, refs, by_memory=arguments.propagate == "memory")
+    if arguments.prompts.name == "one_slice":
+        return OneSlice(scorer, refs)
     return None
 
 

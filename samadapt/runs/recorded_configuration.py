@@ -61,14 +61,14 @@ def evaluation_config(arguments: EvaluateArguments, record: AdapterRecord) -> Co
 
     Raises:
         ConfigError: for ``prompts=matrix`` with an adapter for more than three channels, for
-            ``prompts=volume_clicks`` with one that takes no prompts, and for ``data.train_cases``
-            and ``output.trackers``, which are for a training.
+            ``prompts=volume_clicks`` or ``one_slice`` with one that takes no prompts, and for
+            ``data.train_cases`` and ``output.trackers``, which are for a training.
     """
     _check(arguments, record)
     many_channels = record.input_channels if record.input_channels > 3 else None
     prompts = {item.name: getattr(arguments.prompts, item.name) for item in fields(PromptSettings)}
-    # These two come beside the usual scores, which use the adapter's own kind of prompt.
-    if prompts["name"] in ("matrix", "volume_clicks"):
+    # These come beside the usual scores, which use the adapter's own kind of prompt.
+    if prompts["name"] in ("matrix", "volume_clicks", "one_slice"):
         prompts |= _recorded_kind(record)
     # What the background is belongs to the adapter, and only matters where it finds classes.
     finds_classes = prompts["name"] in ("semantic", MIXED)
@@ -133,10 +133,11 @@ def _check(arguments: EvaluateArguments, record: AdapterRecord) -> None:
             f"this adapter sees {record.input_channels}. Leave prompts out"
         )
     kind = record.prompt.get("kind", "box")
-    if arguments.prompts.name == "volume_clicks" and kind in ("semantic", AUTO):
+    given = {"volume_clicks": "gives a box and clicks", "one_slice": "prompts each object once"}
+    if arguments.prompts.name in given and kind in ("semantic", AUTO):
         raise ConfigError(
-            "prompts=volume_clicks gives a box and clicks; this adapter was trained without "
-            "prompts. Leave prompts out, or use prompts=matrix"
+            f"prompts={arguments.prompts.name} {given[arguments.prompts.name]}; this adapter was "
+            "trained without prompts. Leave prompts out, or use prompts=matrix"
         )
     if arguments.propagate == "memory" and arguments.prompts.name != "volume_clicks":
         raise ConfigError(

@@ -16,6 +16,7 @@ from samadapt.reports.by_prompt import by_prompt_table
 from samadapt.reports.false_positives import negative_tables
 from samadapt.reports.html import HTML_NAME, Page, ShownCase, write_html
 from samadapt.reports.objects import objects_table
+from samadapt.reports.one_slice import one_slice_table
 from samadapt.reports.oracle_gap import PLOT_NAME, forgetting_text, gap_table
 from samadapt.reports.strips import chosen_indices, draw_strip
 from samadapt.reports.tables import (
@@ -211,6 +212,8 @@ def _tables(summary: Mapping[str, Any]) -> list[Table]:
         tables.append(gap)
     if "volume_clicks" in summary:
         tables.append(volume_clicks_table(summary["volume_clicks"]))
+    if "one_slice" in summary:
+        tables.append(one_slice_table(summary["one_slice"]))
     objects = {
         name: summary[state]["instances"]
         for state, name in names.items()

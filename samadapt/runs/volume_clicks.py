@@ -112,15 +112,19 @@ def refuse_without_memory(sam: SegmentationModel) -> None:
         )
 
 
-def refuse_pictures(data: Dataset) -> None:
+def refuse_pictures(data: Dataset, prompts: str) -> None:
     """Refuse a data set in which an object lies in one slice only.
+
+    Args:
+        data: the data set.
+        prompts: what was asked for, for the message.
 
     Raises:
         ConfigError: no case is a volume whose slices are seen together.
     """
     if all(case.shape[2] == 1 for case in data.cases):
         raise ConfigError(
-            f"prompts=volume_clicks scores volumes; {data.name} has cases of one slice. "
+            f"prompts={prompts} scores volumes; {data.name} has cases of one slice. "
             "prompts=matrix counts the clicks on each slice"
         )
 

@@ -186,6 +186,37 @@ def test_volumes_by_the_memory_of_sam2(make_scans, run, score, capsys):
     assert float(row["dice_box"]) == pytest.approx(dice(segmented > 0, labels), abs=1e-3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "ways"), [("tiny_h", ["prompt", "mask", "memory"]), ("tiny_t", ["prompt", "mask"])]
+)
+def test_ways_of_carrying_an_object_from_one_slice(make_scans, run, score, capsys, model, ways):
+    root = make_scans()
+    keys = ("data.name=nifti", "prompts.objects=class", "train.steps=1", f"model.name={model}")
+    result = run(root, *keys)
+    found = score(result.adapter_dir, "prompts=one_slice")
+    assert found["summary"]["adapted"] == result.summary["adapted"]  # the usual scores stay
+    summary = found["summary"]["one_slice"]
+    with (Path(found["run_dir"]) / "eval" / "one_slice.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for state in ("zero_shot", "adapted"):
+        assert list(summary[state]) == ways
+        for way, entry in summary[state].items():
+            own = [row for row in rows if (row["state"], row["way"]) == (state, way)]
+            assert entry["objects"] == len(own) == 2 * found["summary"]["cases"]
+            dice = np.mean([float(row["dice_prompted"]) for row in own])
+            assert entry["dice"]["prompted"] == pytest.approx(dice, abs=1e-6)
+            assert entry["outside"] == len(own)  # the first slice of each scan is empty
+    # However it is carried, what is found on the prompted slice is the same but for clicks.
+    prompted = [entry["dice"]["prompted"] for entry in summary["adapted"].values()]
+    assert prompted == pytest.approx([prompted[0]] * len(ways), abs=1e-6)
+    others = {entry["dice"]["near"] for entry in summary["adapted"].values()}
+    assert len(others) == len(ways)
+    assert main(["report", f"run={found['run_dir']}"]) == 0
+    page = (Path(found["run_dir"]) / "report.html").read_text(encoding="utf-8")
+    assert "Objects carried from one prompted slice" in page
+
+
 def test_volume_clicks_need_volumes_and_prompts(one_step_run, tmp_path, capsys):
     arguments = [f"output.dir={tmp_path}", "device=cpu", "prompts=volume_clicks"]
     assert main(["evaluate", f"adapter={one_step_run.adapter_dir}", *arguments]) == 2
@@ -194,6 +225,9 @@ def test_volume_clicks_need_volumes_and_prompts(one_step_run, tmp_path, capsys):
     semantic = replace(record, prompt={**record.prompt, "kind": "semantic"})
     given = ["adapter=a", "prompts=volume_clicks"]
     with pytest.raises(ConfigError, match="this adapter was trained without prompts"):
+        evaluation_config(parse_settings(EvaluateArguments, given), semantic)
+    given = ["adapter=a", "prompts=one_slice"]
+    with pytest.raises(ConfigError, match="one_slice prompts each object once; this adapter was"):
         evaluation_config(parse_settings(EvaluateArguments, given), semantic)
     given = ["adapter=a", "prompts=box", "propagate=memory"]
     with pytest.raises(ConfigError, match="for prompts=volume_clicks; got prompts=box"):

@@ -86,7 +86,7 @@ def test_keys_in_the_text_exist(page: Path) -> None:
             assert span in known, f"{page}: {span}"
         words = shlex.split(span) if "=" in span and span.count("'") % 2 == 0 else []
         keys = [word.partition("=")[0] for word in words]
-        of_evaluate = {"prompts=matrix", "prompts=volume_clicks"}
+        of_evaluate = {"prompts=matrix", "prompts=volume_clicks", "prompts=one_slice"}
         if not words or not set(keys) <= known | groups or of_evaluate & set(words):
             continue
         if any(re.search(r"=[A-Z_]+$", word) for word in words):  # NAME and PATH stand for one
