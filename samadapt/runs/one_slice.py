@@ -77,9 +77,12 @@ class OneSlice:
                 scores += found
 
     def _policy(self, state: str) -> PromptPolicy:
+        """Return how objects are prompted: by the main kind of the adapter that takes prompts."""
         context = self.scorer.context
         if context.policy.is_mixed:
-            context = replace(context, policy=context.policy.answering(points=False))
+            main = context.policy.of_kind(context.policy.main_kind)
+            boxes = context.policy.answering(points=False)
+            context = replace(context, policy=boxes if main.is_semantic else main)
         return untrained(context.zero_shot_policy) if state == "zero_shot" else context.policy
 
     def summary(self) -> dict[str, Any]:

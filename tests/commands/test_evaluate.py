@@ -207,11 +207,10 @@ def test_ways_of_carrying_an_object_from_one_slice(make_scans, run, score, capsy
             dice = np.mean([float(row["dice_prompted"]) for row in own])
             assert entry["dice"]["prompted"] == pytest.approx(dice, abs=1e-6)
             assert entry["outside"] == len(own)  # the first slice of each scan is empty
-    # However it is carried, what is found on the prompted slice is the same but for clicks.
-    prompted = [entry["dice"]["prompted"] for entry in summary["adapted"].values()]
-    assert prompted == pytest.approx([prompted[0]] * len(ways), abs=1e-6)
-    others = {entry["dice"]["near"] for entry in summary["adapted"].values()}
-    assert len(others) == len(ways)
+    # A prompt finds the same however it is carried on; SAM 2's memory also asks for its score.
+    adapted = summary["adapted"]
+    assert adapted["prompt"]["dice"]["prompted"] == adapted["mask"]["dice"]["prompted"] > 0
+    assert len({entry["dice"]["near"] for entry in adapted.values()}) > 1
     assert main(["report", f"run={found['run_dir']}"]) == 0
     page = (Path(found["run_dir"]) / "report.html").read_text(encoding="utf-8")
     assert "Objects carried from one prompted slice" in page
