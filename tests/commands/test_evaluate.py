@@ -190,7 +190,7 @@ def test_volumes_by_the_memory_of_sam2(make_scans, run, score, capsys):
 @pytest.mark.parametrize(
     ("model", "ways"), [("tiny_h", ["prompt", "mask", "memory"]), ("tiny_t", ["prompt", "mask"])]
 )
-def test_ways_of_carrying_an_object_from_one_slice(make_scans, run, score, capsys, model, ways):
+def test_ways_of_carrying_an_object_from_one_slice(make_scans, run, score, model, ways):
     root = make_scans()
     keys = ("data.name=nifti", "prompts.objects=class", "train.steps=1", f"model.name={model}")
     result = run(root, *keys)
@@ -211,7 +211,6 @@ def test_ways_of_carrying_an_object_from_one_slice(make_scans, run, score, capsy
     adapted = summary["adapted"]
     assert adapted["prompt"]["dice"]["prompted"] == adapted["mask"]["dice"]["prompted"] > 0
     assert len({entry["dice"]["near"] for entry in adapted.values()}) > 1
-    assert main(["report", f"run={found['run_dir']}"]) == 0
     page = (Path(found["run_dir"]) / "report.html").read_text(encoding="utf-8")
     assert "Objects carried from one prompted slice" in page
 
