@@ -21,8 +21,8 @@ agree; the program of the source is not run. `from=PATH` means the same as `sour
 tensors are read from pickles.
 
   SAMed's .pth (w_a_000, w_b_000, decoder and prompt encoder), the w_a_/w_b_ files of the small
-  SAM-LoRA projects, micro-sam's LoRA state, and PEFT directories with segment-anything's or
-  transformers' module names.
+  SAM-LoRA projects, micro-sam's LoRA state, the states of micro-sam's version 2 on SAM 2 (LoRA,
+  FacT, SSF, AdaptFormer), and PEFT directories with segment-anything's or transformers' names.
 
   samadapt import from=epoch_159.pth output=samed model=vit_b image_size=512
 """

@@ -1,6 +1,6 @@
 """Import adapters of other projects: one file a source, which is recognised by its keys."""
 
-from samadapt.imports import peft_directory, slices, surgery
+from samadapt.imports import peft_directory, slices, surgery, surgery_sam2
 from samadapt.imports.adopt import Imported, import_adapter
 from samadapt.imports.foreign import FOREIGN_FORMATS, Foreign
 
@@ -12,4 +12,5 @@ __all__ = [
     "peft_directory",
     "slices",
     "surgery",
+    "surgery_sam2",
 ]

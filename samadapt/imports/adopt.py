@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from samadapt.errors import AdapterError, RunError
-from samadapt.imports.foreign import FOREIGN_FORMATS, Foreign
+from samadapt.imports.foreign import FOREIGN_FORMATS, Foreign, MlpBottleneck
 from samadapt.system import atomic
 
 if TYPE_CHECKING:
@@ -170,6 +171,15 @@ def _check_shapes(path: Path, foreign: Foreign, base: Sam) -> None:
                 f"{path}: the update of {name} must be for {wanted} weights of "
                 f"{base.build.name}; got A {tuple(a.shape)}, B {tuple(b.shape)}"
             )
+    places = {block.mlp: block.width for block in base.attention_blocks()}
+    for name, x in foreign.bottlenecks.items():
+        width, hidden = places.get(name), len(x.down)
+        shapes = tuple(tuple(t.shape) for t in (x.down, x.down_bias, x.up, x.up_bias))
+        if shapes != ((hidden, width), (hidden,), (width, hidden), (width,)):
+            raise AdapterError(
+                f"{path}: the bottleneck of {name} must be for {width} channels of "
+                f"{base.build.name}; got {', '.join(map(str, shapes))}"
+            )
 
 
 def _state_like(foreign: Foreign, base: Sam) -> dict[str, Tensor]:
@@ -201,14 +211,20 @@ def _write(foreign: Foreign, base: Sam, record: AdapterRecord, output: Path) -> 
         record = replace(record, checkpoint=BASE)
     record = replace(record, base_sha256=base_hash(base))
     # The copy of the base must be plain, so it is taken before mask tokens and LoRA are added.
-    pristine = {name: value.clone() for name, value in base.state_dict().items()} if changed else {}
+    plain = {**base.state_dict(), **base.memory}
+    pristine = {name: value.clone() for name, value in plain.items()} if changed else {}
     if record.num_masks != base.build.num_multimask:
         base.resize_mask_tokens(record.num_masks)
     decoder = {k: v for k, v in foreign.whole.items() if k.startswith("mask_decoder.")}
-    chosen = {name: foreign.updates[name] for name in attention_blocks if name in foreign.updates}
-    method, factors = _as_lora(chosen, attention_blocks, bool(decoder))
+    if foreign.bottlenecks:
+        method, factors = _as_adaptformer(foreign.bottlenecks, base, bool(decoder))
+    else:
+        chosen = {
+            place: foreign.updates[place] for place in attention_blocks if place in foreign.updates
+        }
+        method, factors = _as_lora(chosen, attention_blocks, bool(decoder))
     injection = inject(base, method)
-    # Not strict, because only the weights of LoRA and of the decoder are given.
+    # Not strict, because only the weights of the method and of the decoder are given.
     base.load_state_dict(factors | decoder, strict=False)
     try:
         save_adapter(output, base, injection, record)
@@ -239,7 +255,20 @@ def as_the_source(foreign: Foreign, base: Sam, masks: int) -> Sam:
     sam.load_state_dict(dict(foreign.whole), strict=False)
     for name, (a, b) in foreign.updates.items():
         sam.get_parameter(f"{name}.weight").data.add_(b @ a)
+    for name, bottleneck in foreign.bottlenecks.items():
+        sam.get_submodule(name).register_forward_hook(partial(_add_bottleneck, bottleneck))
     return sam.eval()
+
+
+def _add_bottleneck(
+    bottleneck: MlpBottleneck, module: object, inputs: tuple[Tensor, ...], output: Tensor
+) -> Tensor:
+    """Add the bottleneck of what an MLP reads to its output; a forward hook."""
+    from torch.nn import functional
+
+    del module
+    hidden = functional.linear(inputs[0], bottleneck.down, bottleneck.down_bias).relu()
+    return output + functional.linear(hidden, bottleneck.up, bottleneck.up_bias)
 
 
 def _change_base(
@@ -258,9 +287,40 @@ def _change_base(
     for name in others:
         a, b = foreign.updates[name]
         base.get_parameter(f"{name}.weight").data.add_(b @ a)
+    memory = {k: v for k, v in foreign.memory.items() if not _equals(base.memory.get(k), v)}
+    if memory:
+        base.memory = base.memory | dict(foreign.memory)
     parts = [f"{len(whole)} weights such as {min(whole)}"] if whole else []
+    parts += [f"{len(memory)} weights of the memory"] if memory else []
     parts += [f"LoRA on {len(others)} linears such as {others[0]}"] if others else []
     return " and ".join(parts)
+
+
+def _equals(one: Tensor | None, other: Tensor) -> bool:
+    return one is not None and one.shape == other.shape and bool((one == other).all())
+
+
+def _as_adaptformer(
+    bottlenecks: Mapping[str, MlpBottleneck], base: Sam, has_decoder: bool
+) -> tuple[Method, dict[str, Tensor]]:
+    """Return our AdaptFormer for bottlenecks, and its weights by state-dict name."""
+    from samadapt.methods.adaptformer import AdaptFormer
+
+    attention_blocks = base.attention_blocks()
+    hidden = {len(x.down) for x in bottlenecks.values()}
+    if len(hidden) > 1:
+        raise AdapterError(f"expected bottlenecks of one width; got {sorted(hidden)}")
+    blocks = tuple(block.index for block in attention_blocks if block.mlp in bottlenecks)
+    weights: dict[str, Tensor] = {}
+    for name, x in bottlenecks.items():
+        first, second = f"{name}.bottleneck.0", f"{name}.bottleneck.2"
+        weights |= {f"{first}.weight": x.down, f"{first}.bias": x.down_bias}
+        weights |= {f"{second}.weight": x.up, f"{second}.bias": x.up_bias}
+    decoder: Literal["full", "frozen"] = "full" if has_decoder else "frozen"
+    chosen = "all" if len(blocks) == len(attention_blocks) else blocks
+    # The source's factor is in ``up`` already.
+    method = AdaptFormer(hidden=hidden.pop(), scale=1.0, blocks=chosen, decoder=decoder)
+    return method, weights
 
 
 def _as_lora(

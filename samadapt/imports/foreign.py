@@ -16,6 +16,23 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class MlpBottleneck:
+    """Two linears beside an MLP: ``mlp(x) + up relu(down x + down_bias) + up_bias``.
+
+    Attributes:
+        down: (hidden, width).
+        down_bias: (hidden,).
+        up: (width, hidden), with every factor of the source.
+        up_bias: (width,), with the same factor.
+    """
+
+    down: Tensor
+    down_bias: Tensor
+    up: Tensor
+    up_bias: Tensor
+
+
+@dataclass(frozen=True)
 class Foreign:
     """A foreign adapter under our names.
 
@@ -25,12 +42,16 @@ class Foreign:
             r). B includes the scale.
         whole: parameters that the file holds completely, by state-dict name.
         notes: notes for the user.
+        bottlenecks: bottlenecks beside MLPs by the path of the MLP.
+        memory: tensors of SAM 2's memory, by the names of ``Sam.memory``.
     """
 
     source: str
     updates: Mapping[str, tuple[Tensor, Tensor]]
     whole: Mapping[str, Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    bottlenecks: Mapping[str, MlpBottleneck] = field(default_factory=dict)
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
