@@ -351,6 +351,24 @@ SAM2_COSTS = {
 """Of each size: millions of weights, MB of the file, and GFLOP of the encoder at 256, 512 and 1024
 pixels, as torch's ``FlopCounterMode`` counts ours (padded tokens of windows are never computed)."""
 
+SAM3_COSTS = (457.4, 3450, (580, 1387, 5611))
+"""The same of the tracker of SAM 3 at 336, 504 and 1008 pixels, without its text and detection."""
+
+SAM3 = """## SAM 3
+
+`sam3_tracker` is the part of SAM 3 that points, boxes and masks prompt: its image encoder, and the
+neck, prompt encoder and mask decoder of its tracker. Text prompts, the detection of all objects of
+a concept and the memory for video are out of scope: their weights are counted in the log and not
+read, and a directory of transformers' `Sam3Model`, which has no tracker, is refused.
+
+Its weights have a licence of their own, the SAM License, which also binds those who pass on an
+adapter with its base; Meta gives them out on request. `model.checkpoint` takes `sam3.pt` or a
+directory of transformers' `Sam3TrackerModel`, `Sam3TrackerVideoModel` or `Sam3VideoModel`. No
+weights of it were at hand: masks, IoU and object scores equal those of `Sam3TrackerModel` on
+random weights, and accuracy, memory and speed are not measured. It needs a GPU at 1008 pixels;
+`model.image_size=336` or `672` fills its windows without padding. `export` writes it to peft, hf
+and onnx."""
+
 CHOICE = """## Which one
 
 - On a CPU: `lite_medsam` for medical data, `vit_t` or `sam2_t` for other pictures.
@@ -381,7 +399,7 @@ def models_page() -> str:
     intro = (
         "`model=NAME` chooses the base. Its weights are downloaded once and checked by hash, or "
         "given as `model.checkpoint=FILE`. `model.image_size=N` runs it on smaller or larger "
-        "images. `tiny`, `tiny_t` and `tiny_h` have random weights and exist for tests."
+        "images. `tiny`, `tiny_t`, `tiny_h` and `tiny_r` have random weights and exist for tests."
     )
     costs = [
         [code(f"sam2_{size}"), weights, file, *gflops]
@@ -396,6 +414,11 @@ def models_page() -> str:
         "Millions of weights for still pictures, and GFLOP of the image encoder for a picture. "
         "SAM's ViT-B at 1024 pixels has 93.7 million and 942 GFLOP.",
         table(["name", "weights (M)", "file (MB)", "256 px", "512 px", "1024 px"], costs),
+        SAM3,
+        table(
+            ["name", "weights (M)", "file (MB)", "336 px", "504 px", "1008 px", "seconds"],
+            [[code("sam3_tracker"), *SAM3_COSTS[:2], *SAM3_COSTS[2], "not measured"]],
+        ),
     )
 
 

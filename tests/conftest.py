@@ -74,6 +74,8 @@ def _draw(name: str, value: Tensor, generator: torch.Generator) -> Tensor:
     gain = 2.0 if value.ndim == 4 else 1.4  # convolutions of TinyViT forget the image below that
     if ".conv_s" in name:  # the fine maps of SAM 2 drown the prompts above that
         gain = 0.3
+    if any(layer in name for layer in (".dconv_2x2", ".conv_1x1.", ".conv_3x3.")):
+        gain = 1.0  # up to four convolutions of SAM 3's neck follow one another
     return gain * noise * value[0].numel() ** -0.5
 
 
@@ -207,10 +209,19 @@ def tiny_h_sam() -> Sam:
     return _make("tiny_h", seed=4)
 
 
-@pytest.fixture(params=["tiny", "tiny_t", pytest.param("tiny_h", marks=pytest.mark.slow)])
+@pytest.fixture
+def tiny_r_sam() -> Sam:
+    """A random SAM 3 of the build ``tiny_r``, in eval mode, whose output depends on its input."""
+    return _make("tiny_r", seed=5)
+
+
+SLOW_BUILDS = [pytest.param(name, marks=pytest.mark.slow) for name in ("tiny_h", "tiny_r")]
+
+
+@pytest.fixture(params=["tiny", "tiny_t", *SLOW_BUILDS])
 def any_sam(request: pytest.FixtureRequest) -> Sam:
-    """Each of the three models, one after the other."""
-    return _make(request.param, seed=4 if request.param == "tiny_h" else 3)
+    """Each of the four models, one after the other."""
+    return _make(request.param, seed={"tiny_h": 4, "tiny_r": 5}.get(request.param, 3))
 
 
 @pytest.fixture

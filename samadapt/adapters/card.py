@@ -53,6 +53,10 @@ _STATES = {"zero_shot": "before training", "adapted": "adapted"}
 _NONE = "\N{EN DASH}"
 
 
+SAM_LICENCE = "SAM License"
+"""The licence of SAM 3, which has no SPDX name."""
+
+
 def model_card(
     record: AdapterRecord,
     trainable: int | None,
@@ -96,7 +100,7 @@ def model_card(
 
 
 def base_licence(base: str) -> str:
-    """Return the SPDX name of the licence of published base weights; empty if unknown."""
+    """Return the name of the licence of published base weights; empty if unknown."""
     source = _source(base)
     return source.licence if source else ""
 
@@ -395,10 +399,10 @@ def _metadata(record: AdapterRecord, library: str, *, is_adapter: bool) -> str:
     published = "" if record.checkpoint else base_licence(record.base)
     source = None if record.checkpoint else _source(record.base)
     semantic = prompt_kind(record) in ("semantic", "auto") or _is_unet(record)
-    values: dict[str, Any] = {
-        "library_name": library,
-        "license": _identifier(record.licence or published) or "other",
-    }
+    licence = _identifier(record.licence or published)
+    values: dict[str, Any] = {"library_name": library, "license": licence or "other"}
+    if licence == _identifier(SAM_LICENCE):  # the Hub knows no such name
+        values |= {"license": "other", "license_name": licence}
     # The Hub takes names of its repositories alone, so other bases are named in the text.
     if source and source.hub:
         relation = {"base_model_relation": "adapter"} if is_adapter else {}

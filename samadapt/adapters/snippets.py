@@ -156,14 +156,14 @@ def as_onnx(record: AdapterRecord, refusal: str = "", *, exported: bool = False)
 
 
 def _no_such_encoder(record: AdapterRecord) -> str:
-    names = {"tiny_vit": "TinyViT", "hiera": "Hiera"}
+    names = {"tiny_vit": "TinyViT", "hiera": "Hiera", "rope_vit": "ViT of SAM 3"}
     return f"segment-anything has no {names[BUILDS[record.base].encoder]}"
 
 
 def no_onnx(record: AdapterRecord) -> str:
     """Return why an adapter has no ONNX form; empty if it has one."""
     if record.base in BUILDS and BUILDS[record.base].version != "1":
-        return "the graphs of SAM 2 are not supported yet"
+        return "the graphs of SAM 2 and SAM 3 are not supported yet"
     return _parts_of_samadapt(record)
 
 

@@ -253,7 +253,10 @@ def look_at_weights() -> list[Line]:
         except WeightsError as error:
             # The message says what was found and, after a semicolon, what to do.
             found, _, fix = str(error).partition("; ")
-            if source.url is None:
+            if source.url is None and source.package is None:
+                later = f"not on this machine; given out on request: {source.page}"
+                lines.append(Line("ok", name, later))
+            elif source.url is None:
                 lines.append(Line("warn", name, found, fix))
             else:
                 later = f"not on this machine; downloaded when first used ({source.size_mb} MB)"

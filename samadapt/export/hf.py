@@ -1,6 +1,6 @@
 """``to=hf``: the merged model as a directory of transformers, with its processor.
 
-It is a ``SamModel``, or a ``Sam2Model`` (``hf_sam2.py``).
+It is a ``SamModel``, a ``Sam2Model`` (``hf_sam2.py``) or a ``Sam3TrackerModel`` (``hf_sam3.py``).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from samadapt.adapters.snippets import BOX, Snippet, picture_lines
 from samadapt.errors import MissingExtraError, RunError
 from samadapt.export.hf_sam2 import sam2_model, sam2_processor
+from samadapt.export.hf_sam3 import sam3_model, sam3_processor
 from samadapt.export.target import Target, merge_refusal, register
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ samadapt with Pillow."""
 class HuggingFace(Target):
     """A directory for ``SamModel.from_pretrained`` and the mask-generation pipeline."""
 
-    summary: ClassVar[str] = "a SamModel or Sam2Model directory of transformers, with its processor"
+    summary: ClassVar[str] = "a SamModel, Sam2Model or Sam3TrackerModel of transformers"
     extra: ClassVar[str] = "hf"
     merges: ClassVar[bool] = True
 
@@ -144,20 +145,22 @@ def require_transformers() -> None:
 
 def no_such_encoder(adapted: Adapted) -> str:
     """Return why transformers' ``SamModel`` cannot hold this model; empty if it can."""
-    if adapted.sam.build.encoder in ("vit", "hiera"):
+    if adapted.sam.build.encoder != "tiny_vit":
         return ""
     return f"transformers' SamModel has no TinyViT, the encoder of {adapted.record.base}"
 
 
 def _prefix(sam: Sam) -> str:
     """Return what the names of transformers' classes for a model begin with."""
-    return "Sam" if sam.build.version == "1" else "Sam2"
+    return {"1": "Sam", "3": "Sam3Tracker"}.get(sam.build.version, "Sam2")
 
 
 def transformers_model(sam: Sam) -> Any:
     """Return a model of transformers with the weights of one of ours, which has no adapter."""
     import transformers
 
+    if sam.build.version == "3":
+        return sam3_model(sam)
     if sam.build.version != "1":
         return sam2_model(sam)
     model = transformers.SamModel(configuration(sam))
@@ -209,6 +212,8 @@ def processor(sam: Sam) -> Any:
     """Return transformers' processor with the sizes and, if possible, the scaling of the model."""
     import transformers
 
+    if sam.build.version == "3":
+        return sam3_processor(sam)
     if sam.build.version != "1":
         return sam2_processor(sam)
     side, low = sam.image_size, 4 * sam.embedding_size

@@ -90,7 +90,7 @@ class Peft(Target):
             return ""
         if adapted.sam.build.version != "1":
             return (
-                "the names of transformers' Sam2Model are not supported here; use naming=sam, or "
+                "transformers' names of SAM 2 and SAM 3 are not supported here; use naming=sam, or "
                 "to=hf for a merged model"
             )
         return hf.no_such_encoder(adapted)

@@ -33,7 +33,12 @@ class SamFile(Target):
     holds_memory: ClassVar[bool] = True
 
     def refusal(self, adapted: Adapted) -> str:
-        """Refuse adapters that cannot be merged."""
+        """Refuse adapters that cannot be merged, and SAM 3, whose file holds much more."""
+        if adapted.sam.build.version == "3":
+            return (
+                "Meta's file of SAM 3 also holds its detector and memory, which this model has "
+                "not; to=hf writes a Sam3TrackerModel of transformers"
+            )
         return merge_refusal(adapted)
 
     def write(self, adapted: Adapted, folder: Path) -> list[str]:

@@ -59,7 +59,7 @@ class Web(Onnx):
         if reason := super().refusal(adapted):
             return reason
         if adapted.sam.build.version != "1":
-            return "the page cannot prompt SAM 2 yet; to=onnx writes its graphs"
+            return "the page cannot prompt SAM 2 or SAM 3 yet; to=onnx writes the graphs"
         prompt = adapted.record.prompt
         if prompt.get("click_disks"):
             return "it wants clicks drawn into the mask prompt, which the page does not do"

@@ -165,7 +165,7 @@ class Method(Settings):
     @property
     def encoders(self) -> tuple[str, ...]:
         """The kinds of encoder (``Build.encoder``) that the method works on."""
-        return ("vit", "tiny_vit", "hiera")
+        return ("vit", "tiny_vit", "hiera", "rope_vit")
 
     @property
     def stack(self) -> int:

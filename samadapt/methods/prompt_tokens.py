@@ -8,8 +8,9 @@ zero, as in Zhang et al. 2023, "LLaMA-Adapter: Efficient Fine-tuning of Language
 Zero-init Attention", section 3.2. Each head computes
 ``attention(q, image) + tanh(gate) * softmax(q K' / sqrt(d)) V'``, where K' and V' are the frozen
 projections of the learned tokens. These have no place in the image, so no relative position is
-added to their scores. They are not part of the token stream, so the grid keeps its shape. Where
-Hiera pools its queries, the learned tokens answer to the pooled ones.
+added to their scores, and in SAM 3 neither they nor the queries are rotated for them. They are not
+part of the token stream, so the grid keeps its shape. Where Hiera pools its queries, the learned
+tokens answer to the pooled ones.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from samadapt.sam.image_encoder import ImageEncoderViT
 from samadapt.sam.mask_decoder_fast import FastMaskDecoder
 from samadapt.sam.prompt_encoder import PromptEncoder, Sam2PromptEncoder
 from samadapt.sam.prompt_generator import PromptGenerator
+from samadapt.sam.rope_vit import RotaryViTEncoder
 from samadapt.sam.sam2_mask_decoder import Sam2MaskDecoder
 from samadapt.sam.segmentation_model import SegmentationModel
 from samadapt.sam.tiny_vit import TinyViTEncoder
@@ -34,19 +35,20 @@ for _values in (Prompts, MaskOutput):
     torch.export.register_dataclass(_values, serialized_type_name=f"samadapt.{_values.__name__}")
 
 
-_ImageEncoder = ImageEncoderViT | TinyViTEncoder | HieraEncoder
+_ImageEncoder = ImageEncoderViT | TinyViTEncoder | HieraEncoder | RotaryViTEncoder
 _ENCODERS: dict[str, type[_ImageEncoder]] = {
     "vit": ImageEncoderViT,
     "tiny_vit": TinyViTEncoder,
     "hiera": HieraEncoder,
+    "rope_vit": RotaryViTEncoder,
 }
 
 
 class Sam(SegmentationModel):
     """SAM for one image size s. The image embedding has g x g cells, with g = s / ``build.stride``.
 
-    A cell has e channels: c, the width of the prompts, in the first SAM, and 4c in SAM 2, whose
-    decoder also reads finer maps (``sam2_mask_decoder``).
+    A cell has e channels: c, the width of the prompts, in the first SAM, and 4c in SAM 2 and SAM 3,
+    whose decoder also reads finer maps (``sam2_mask_decoder``).
 
     Args:
         build: sizes of the parts of the model.

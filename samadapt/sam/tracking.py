@@ -47,6 +47,8 @@ def why_no_memory(sam: SegmentationModel) -> str:
         return "this model is no SAM 2"
     if sam.build.version == "1":
         return f"{sam.build.name} has none; only SAM 2 has"
+    if sam.build.version == "3":
+        return f"that of SAM 3 is not supported, so {sam.build.name} has none; only SAM 2 has"
     if not sam.memory:
         return (
             f"the weights of {sam.build.name} were loaded from a file without it; expected a file "

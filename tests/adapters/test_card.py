@@ -359,6 +359,16 @@ RECORD = AdapterRecord(
 )  # fmt: skip
 
 
+def test_a_licence_that_the_hub_does_not_know_is_named(tmp_path):
+    path = tmp_path / "README.md"
+    text = model_card(replace(RECORD, base="sam3_tracker"), 1000, plain_peft=True)
+    path.write_text(text, encoding="utf-8")
+    data = ModelCard.load(path).data.to_dict()
+    assert (data["license"], data["license_name"]) == ("other", "sam-license")
+    assert data["base_model"] == "facebook/sam3"
+    assert "SAM License" in text
+
+
 def test_the_hub_reads_base_and_scores(tmp_path):
     path = tmp_path / "README.md"
     path.write_text(model_card(RECORD, 1000, plain_peft=True), encoding="utf-8")

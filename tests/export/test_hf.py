@@ -12,10 +12,12 @@ from PIL import Image
 from samadapt.errors import AdapterError
 from samadapt.export import export_adapter
 from samadapt.export.hf import HuggingFace
+from samadapt.export.sam import SamFile
 from samadapt.sam.geometry import make_frame, resize_image
 from samadapt.sam.model import build_sam
 from samadapt.sam.types import Preprocessing, Prompts
 from samadapt.sam.weights.builds import BUILDS
+from samadapt.sam.weights.loading import load_sam
 
 
 @pytest.mark.parametrize("masks", [3, 5])
@@ -67,6 +69,27 @@ def test_the_pipeline_finds_our_masks(tiny_sam, save, tmp_path):
     assert len({mask.tobytes() for mask in masks}) > 20
     apart = (ours[None] != masks.reshape(len(masks), 1, -1)).sum(-1)
     assert apart.min(1).max() <= 4  # of 4096 pixels, by rounding
+
+
+@pytest.mark.slow
+def test_the_tracker_of_sam_3_predicts_the_same(tiny_r_sam, save, tmp_path):
+    directory, sam = save(tiny_r_sam)
+    done = export_adapter(directory, HuggingFace(), tmp_path / "out")
+    assert done.difference.logits < 1e-4 * max(1, done.difference.largest)
+    loaded = load_sam("tiny_r", tmp_path / "out")
+    image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    boxes = torch.tensor([[[4.0, 6.0, 40.0, 50.0]]])
+    with torch.no_grad():
+        found, wanted = (
+            model(image, Prompts(boxes=boxes), multimask=True).logits for model in (loaded, sam)
+        )
+    assert (found - wanted).abs().max() < 1e-4 * wanted.abs().max()
+
+
+def test_metas_file_of_sam_3_is_not_written(tiny_r_sam, save, tmp_path):
+    directory, _ = save(tiny_r_sam)
+    with pytest.raises(AdapterError, match="also holds its detector and memory"):
+        export_adapter(directory, SamFile(), tmp_path / "out")
 
 
 @pytest.mark.parametrize("normalization", ["mean_std", "min_max"])

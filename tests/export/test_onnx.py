@@ -28,7 +28,13 @@ def sessions(folder):
 
 
 @pytest.mark.parametrize(
-    "base", ["tiny_sam", "tiny_t_sam", pytest.param("tiny_h_sam", marks=pytest.mark.slow)]
+    "base",
+    [
+        "tiny_sam",
+        "tiny_t_sam",
+        pytest.param("tiny_h_sam", marks=pytest.mark.slow),
+        pytest.param("tiny_r_sam", marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize(("method", "masks"), [("lora", 5), ("adapter", 3)])
 def test_onnxruntime_predicts_the_same(base, method, masks, save, tmp_path, request):

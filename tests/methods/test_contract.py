@@ -71,7 +71,7 @@ def _cases(*, in_bf16=False):
     Under autocast the latter are slow, too.
     """
     for name, options in OTHERS.items():
-        for build in ("tiny", "tiny_t", "tiny_h"):
+        for build in ("tiny", "tiny_t", "tiny_h", "tiny_r"):
             case = (name, {"options": options, **PLACED.get((name, build), {})}, build)
             yield pytest.param(case, id=f"{name}-{build}", marks=pytest.mark.slow)
     yield pytest.param(("adapter", {"depth": 2}, "tiny"), id="adapter-depth-tiny")
@@ -85,9 +85,9 @@ def _cases(*, in_bf16=False):
         if find_method(name).takes_decoder:
             variants += [{"blocks": "none", "decoder": "own"}, {"decoder": "lora"}]
         for options in variants:
-            for build in ("tiny", "tiny_t", "tiny_h"):
+            for build in ("tiny", "tiny_t", "tiny_h", "tiny_r"):
                 quick = (options, build) == ({}, "tiny")
-                quick |= (name, options, build) == ("lora", {}, "tiny_h")
+                quick |= (name, options, build) in (("lora", {}, "tiny_h"), ("lora", {}, "tiny_r"))
                 if name in QUICK_ON_TINY_VIT and not in_bf16:
                     quick |= (options, build) == (placed, "tiny_t")
                 yield pytest.param(

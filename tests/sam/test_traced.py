@@ -38,6 +38,10 @@ WEIGHTS = {
         "image_encoder.neck.convs.1.conv.weight",
         "image_encoder.trunk.blocks.1.attn.qkv.weight",
     ),
+    "tiny_r": (
+        "image_encoder.neck.convs.1.conv_1x1.weight",
+        "image_encoder.trunk.blocks.1.attn.qkv.weight",
+    ),
 }
 """A weight of the neck and one of the attention."""
 

@@ -15,19 +15,20 @@ class Build:
 
     Attributes:
         name: key in ``BUILDS``.
-        encoder: ``"vit"`` (SAM's), ``"tiny_vit"`` (MobileSAM's and LiteMedSAM's) or ``"hiera"``
-            (SAM 2's).
+        encoder: ``"vit"`` (SAM's), ``"tiny_vit"`` (MobileSAM's and LiteMedSAM's), ``"hiera"``
+            (SAM 2's) or ``"rope_vit"`` (SAM 3's).
         image_size: side of the model's square if nobody gives another one, in pixels. The weights
             were trained on it, but those of SAM 2 on 1024.
         version: version of SAM, which decides about prompt encoder and mask decoder. 2.0 and 2.1
-            differ in their weights and in the memory that videos need.
-        patch_size: ViT only: side of a patch, in pixels.
-        embed_dim: ViT only: channels of the tokens.
-        depth: ViT only: number of blocks.
-        num_heads: ViT only: attention heads.
-        global_blocks: ViT and Hiera: indices, from 0, of the blocks that attend over the whole
+            differ in their weights and in the memory that videos need; 3 is the tracker of SAM 3,
+            whose prompt encoder and mask decoder are those of SAM 2.
+        patch_size: both ViTs: side of a patch, in pixels.
+        embed_dim: both ViTs: channels of the tokens.
+        depth: both ViTs: number of blocks.
+        num_heads: both ViTs: attention heads.
+        global_blocks: all but TinyViT: indices, from 0, of the blocks that attend over the whole
             image.
-        window: ViT only: side of an attention window, in tokens.
+        window: both ViTs: side of an attention window, in tokens.
         mlp_ratio: hidden width of the MLPs of the encoder over the width of the tokens.
         stage_dims: TinyViT and Hiera: channels of the four stages (TinyViT's first one is
             convolutional).
@@ -35,7 +36,8 @@ class Build:
         stage_heads: TinyViT and Hiera: attention heads of the four stages.
         stage_windows: TinyViT and Hiera: sides of the windows of the four stages, in tokens.
         stem_stride: TinyViT only: 4 is two 3x3 convolutions of stride 2, 1 is two 1x1 convolutions.
-        position_side: Hiera only: side of the learned position table that is resized to the image.
+        position_side: side of the learned position table that Hiera resizes to the image and
+            SAM 3's ViT repeats over it, in tokens.
         prompt_width: channels of the image embedding, the prompts and the decoder.
         mask_channels: hidden channels of the mask prompt's convolutions.
         decoder_depth: layers of the two-way transformer.
@@ -47,9 +49,9 @@ class Build:
     """
 
     name: str
-    encoder: Literal["vit", "tiny_vit", "hiera"]
+    encoder: Literal["vit", "tiny_vit", "hiera", "rope_vit"]
     image_size: int
-    version: Literal["1", "2.0", "2.1"] = "1"
+    version: Literal["1", "2.0", "2.1", "3"] = "1"
     patch_size: int = 16
     embed_dim: int = 768
     depth: int = 12
@@ -77,7 +79,7 @@ class Build:
         """Side of a cell of the image embedding, in pixels of the model frame."""
         if self.encoder == "hiera":
             return HIERA_STRIDES[2]
-        return self.patch_size if self.encoder == "vit" else 4 * self.stem_stride
+        return 4 * self.stem_stride if self.encoder == "tiny_vit" else self.patch_size
 
     @property
     def side_step(self) -> int:
@@ -96,8 +98,9 @@ HIERA_STRIDES = (4, 8, 16, 32)
 _MEDSAM = Preprocessing(normalization="min_max", resize="squash")
 _LITE_MEDSAM = Preprocessing(normalization="min_max", resize="longest")
 
-# SAM 2 squashes images to a square. Its mean and deviation are SAM's.
+# SAM 2 squashes images to a square. Its mean and deviation are SAM's. SAM 3 has others.
 _SAM2 = Preprocessing(resize="squash")
+_SAM3 = Preprocessing(resize="squash", mean=(127.5, 127.5, 127.5), std=(127.5, 127.5, 127.5))
 
 
 def _sam2(
@@ -135,7 +138,8 @@ _SAM2_SIZES = (
 
 # SAM's three sizes are those of the paper (Kirillov et al. 2023, appendix A). MedSAM is its ViT-B
 # with another preprocessing. TinyViT is as MobileSAM and LiteMedSAM publish it, and the four sizes
-# of SAM 2 are those of Ravi et al. 2024. ``tiny``, ``tiny_t`` and ``tiny_h`` are for tests.
+# of SAM 2 are those of Ravi et al. 2024. ``sam3_tracker`` is the part of SAM 3 (Carion et al. 2025)
+# that points, boxes and masks prompt. ``tiny`` and the three after it are for tests.
 _VIT_B_GLOBAL = (2, 5, 8, 11)
 _ALL = (
     Build("vit_b", "vit", 1024, global_blocks=_VIT_B_GLOBAL),
@@ -150,6 +154,21 @@ _ALL = (
     Build("lite_medsam", "tiny_vit", 256, stem_stride=1, preprocessing=_LITE_MEDSAM),
     *(newer for newer, _ in _SAM2_SIZES),
     *(older for _, older in _SAM2_SIZES),
+    Build(
+        "sam3_tracker",
+        "rope_vit",
+        1008,
+        version="3",
+        patch_size=14,
+        embed_dim=1024,
+        depth=32,
+        num_heads=16,
+        global_blocks=(7, 15, 23, 31),
+        window=24,
+        mlp_ratio=4.625,
+        position_side=24,
+        preprocessing=_SAM3,
+    ),
     Build(
         "tiny",
         "vit",
@@ -199,17 +218,37 @@ _ALL = (
         iou_width=64,
         preprocessing=_SAM2,
     ),
+    Build(
+        "tiny_r",
+        "rope_vit",
+        64,
+        version="3",
+        patch_size=8,
+        embed_dim=32,
+        depth=4,
+        num_heads=2,
+        global_blocks=(1, 2),
+        window=3,
+        mlp_ratio=4.625,
+        position_side=3,
+        prompt_width=64,
+        mask_channels=16,
+        decoder_heads=4,
+        decoder_mlp=128,
+        iou_width=64,
+        preprocessing=_SAM3,
+    ),
 )
 
 BUILDS: dict[str, Build] = {build.name: build for build in _ALL}
 
-TEST_BUILDS = frozenset({"tiny", "tiny_t", "tiny_h"})
+TEST_BUILDS = frozenset({"tiny", "tiny_t", "tiny_h", "tiny_r"})
 """Builds without pretrained weights, small enough to test the whole program with."""
 
-FITTING_GRIDS = {"tiny_vit": (21, 42), "vit": (16, 32), "hiera": (16, 32)}
+FITTING_GRIDS = {"tiny_vit": (21, 42), "vit": (16, 32), "hiera": (16, 32), "rope_vit": (24, 48)}
 """Sides of the embedding, in cells, that ``model.image_size=fit`` chooses from. TinyViT's windows
-fill multiples of 21 without padding. The cost grows with the square of the side, and few labels do
-not pay for more than the largest."""
+fill multiples of 21 without padding, and those of SAM 3 multiples of 24. The cost grows with the
+square of the side, and few labels do not pay for more than the largest."""
 
 
 def fitting_image_size(name: str, longest: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import pathlib
 import pickle
 import re
@@ -20,7 +21,10 @@ from samadapt.errors import WeightsError
 from samadapt.sam.weights.builds import Build
 from samadapt.sam.weights.names import hugging_face_names, tiny_vit_key
 from samadapt.sam.weights.sam2_names import from_hugging_face, sam2_key
+from samadapt.sam.weights.sam3_names import from_sam3, is_sam3
 from samadapt.sam.weights.tensor_guard import check_archive, check_dense, check_shard
+
+logger = logging.getLogger(__name__)
 
 # Entries of a file under which training programs keep the tensors of a model. timm and others also
 # keep the moving average of the weights (EMA), beside them or alone.
@@ -43,7 +47,7 @@ _HARMLESS: tuple[Any, ...] = (
 
 # The image encoder of SAM 2: Meta's name, then that of transformers.
 _SAM2 = re.compile(r"(?:image_encoder\.trunk|vision_encoder\.backbone)\.")
-_HF_KINDS = ("sam", "sam2", "sam2_video")
+_HF_KINDS = ("sam", "sam2", "sam2_video", "sam3_tracker", "sam3_tracker_video", "sam3_video")
 _INDEX = "model.safetensors.index.json"
 _ENCODERS = ("image_encoder.", "vision_encoder.")
 _BLOCK = re.compile(
@@ -64,18 +68,31 @@ _DERIVED = re.compile(
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a checkpoint under the names of ``Sam.state_dict()``.
 
-    The checkpoint may be a file of SAM, MedSAM, MobileSAM, LiteMedSAM, SAM 2 or MedSAM2, a Hugging
-    Face ``SamModel``, ``Sam2Model`` or ``Sam2VideoModel`` (file or folder), or a safetensors file
-    of samadapt. It may have a wrapper such as ``{"model": ...}`` and a prefix such as ``module.``.
+    The checkpoint may be a file of SAM, MedSAM, MobileSAM, LiteMedSAM, SAM 2, MedSAM2 or SAM 3, a
+    Hugging Face ``SamModel``, ``Sam2Model``, ``Sam2VideoModel``, ``Sam3TrackerModel``,
+    ``Sam3TrackerVideoModel`` or ``Sam3VideoModel`` (file or folder), or a safetensors file of
+    samadapt. It may have a wrapper such as ``{"model": ...}`` and a prefix such as ``module.``.
     What a training program saved beside the weights (arguments, epoch, optimizer) is ignored.
 
-    Of SAM 2, the tensors of the memory are returned too, under the names of ``Sam.memory``.
+    Of SAM 2, the tensors of the memory are returned too, under the names of ``Sam.memory``. Of
+    SAM 3, only the tracker's weights for still pictures are: the log counts the others.
 
     Raises:
         WeightsError: the file is missing, empty or broken, holds something else than tensors, no
             SAM, only a part of SAM, or NaN or infinite values.
     """
     tensors, inside = _as_tensors(_read(path), path)
+    if is_sam3(tensors):
+        named, others = from_sam3(tensors)
+        if others:
+            logger.info(
+                "%s: %d tensors of SAM 3's detector, text encoder and memory are not read, "
+                "such as %s",
+                path,
+                len(others),
+                others[0],
+            )
+        return _finite(named, path)
     prefix = _prefix(tensors)
     if prefix is None and (encoder := [key for key in tensors if _ENCODER_ALONE.search(key)]):
         raise WeightsError(
@@ -97,6 +114,11 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         )
     named = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
     named = {key: tensor for key, tensor in _renamed(named).items() if not _DERIVED.match(key)}
+    return _finite(named, path)
+
+
+def _finite(named: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Return the tensors; raise ``WeightsError`` if one holds NaN or infinite values."""
     bad = [k for k, t in named.items() if t.is_floating_point() and not bool(t.isfinite().all())]
     if bad:
         raise WeightsError(f"{path} holds NaN or infinite values in: {_some(bad)}")
@@ -214,7 +236,12 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
     config = folder / "config.json"
     content = _read_json(config) if config.exists() else {"model_type": "sam"}
     is_timm = str(content.get("architecture")).startswith("samvit")  # refused by its tensors
-    if (kind := content.get("model_type")) not in _HF_KINDS and not is_timm:
+    if (kind := content.get("model_type")) == "sam3":
+        raise WeightsError(
+            f"{config}: this is SAM 3's detector with its text encoder, which samadapt does not "
+            f"have; expected its tracker, with model_type {', '.join(_HF_KINDS[3:])}"
+        )
+    if kind not in _HF_KINDS and not is_timm:
         raise WeightsError(
             f"{config}: expected model_type {', '.join(_HF_KINDS)}; got {str(kind)[:40]!r}"
         )

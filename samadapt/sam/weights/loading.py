@@ -65,11 +65,12 @@ def load_sam(
 
     Args:
         name: ``vit_b``, ``vit_l``, ``vit_h``, ``medsam``, ``vit_t``, ``lite_medsam``, ``sam2_t``,
-            ``sam2_s``, ``sam2_b+``, ``sam2_l`` (SAM 2.1), or one of these with ``sam2.0``; optional
-            with a checkpoint. Without a checkpoint, ``tiny``, ``tiny_t`` and ``tiny_h`` are random
-            models for tests, the same each time.
-        checkpoint: a file of SAM, MedSAM, MobileSAM, LiteMedSAM, SAM 2 or MedSAM2, a Hugging Face
-            ``SamModel``, ``Sam2Model`` or ``Sam2VideoModel`` (safetensors file or folder), or a
+            ``sam2_s``, ``sam2_b+``, ``sam2_l`` (SAM 2.1), one of these with ``sam2.0``, or
+            ``sam3_tracker``; optional with a checkpoint. Without a checkpoint, ``tiny``,
+            ``tiny_t``, ``tiny_h`` and ``tiny_r`` are random models for tests, the same each time.
+        checkpoint: a file of SAM, MedSAM, MobileSAM, LiteMedSAM, SAM 2, MedSAM2 or SAM 3, a Hugging
+            Face ``SamModel``, ``Sam2Model``, ``Sam2VideoModel``, ``Sam3TrackerModel``,
+            ``Sam3TrackerVideoModel`` or ``Sam3VideoModel`` (safetensors file or folder), or a
             safetensors file of samadapt.
         image_size: side of the model's square in pixels, if it differs from the file's. The
             position tables of a ViT are resampled to it. SAM 2 takes 512 if none is given; its
@@ -109,7 +110,7 @@ def _without_memory(
     Raises:
         WeightsError: there is a part of the memory and not all of it, or of another shape.
     """
-    names = memory_names(build.version) if build.version != "1" else frozenset()
+    names = memory_names(build.version) if build.encoder == "hiera" else frozenset()
     memory = {key: tensor for key, tensor in tensors.items() if key in names}
     if memory and (missing := sorted(names - memory.keys())):
         raise WeightsError(
@@ -196,6 +197,10 @@ def _signature(tensors: Mapping[str, Tensor]) -> dict[str, object]:
         patch = shape("patch_embed.proj.weight", 4)
         blocks = {key.split(".")[2] for key in tensors if key.startswith("image_encoder.blocks.")}
         return {"encoder": "vit", "width": patch[0], "depth": len(blocks), "patch": patch[2]}
+    if "image_encoder.trunk.ln_pre.weight" in tensors:
+        patch = shape("trunk.patch_embed.proj.weight", 4)
+        blocks = {key.split(".")[3] for key in tensors if key.startswith("image_encoder.trunk.b")}
+        return {"encoder": "rope_vit", "width": patch[0], "depth": len(blocks), "patch": patch[2]}
     if "image_encoder.trunk.patch_embed.proj.weight" in tensors:
         blocks = {key.split(".")[3] for key in tensors if key.startswith("image_encoder.trunk.b")}
         width = shape("trunk.patch_embed.proj.weight", 4)[0]
@@ -213,9 +218,9 @@ def _signature(tensors: Mapping[str, Tensor]) -> dict[str, object]:
 
 
 def _build_signature(build: Build) -> dict[str, object]:
-    if build.encoder == "vit":
+    if build.encoder in ("vit", "rope_vit"):
         return {
-            "encoder": "vit",
+            "encoder": build.encoder,
             "width": build.embed_dim,
             "depth": build.depth,
             "patch": build.patch_size,
@@ -285,7 +290,7 @@ def _random_sam(build: Build, image_size: int | None) -> Sam:
         torch.manual_seed(0)
         sam = build_sam(build, image_size=image_size)
         _fill_at_random(sam)
-        if build.version != "1":
+        if build.encoder == "hiera":
             memory = VideoMemory(build)
             _fill_at_random(memory)
             shapes = {name: tensor.shape for name, tensor in memory_tensors(build).items()}

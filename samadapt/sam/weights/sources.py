@@ -24,11 +24,12 @@ class WeightsSource:
     Attributes:
         file: its published name; the cache folder keeps it under this name.
         url: where to fetch it; None if it comes only with the package or by hand.
-        checksum: ``"sha256:<hex>"`` or ``"md5:<hex>"``, as its publishers or users state it.
+        checksum: ``"sha256:<hex>"`` or ``"md5:<hex>"``, as its publishers or users state it; empty:
+            nobody does, and the file is not checked.
         size_mb: its approximate size in 10^6 bytes.
         package: (distribution, file inside it) of a Python package that contains it, or None.
         page: a web page about the weights, from which a person finds the file.
-        licence: SPDX name of the licence of the weights.
+        licence: SPDX name of the licence of the weights, or its own name if it has none there.
         title: what people call the model.
         hub: repository on the Hugging Face Hub with these weights; empty: none is known.
     """
@@ -150,6 +151,17 @@ known_weights: dict[str, WeightsSource] = {
         b="d0bb7f236400a49669ffdd1be617959a8b1d1065081789d7bbff88eded3a8071",
         l="7442e4e9b732a508f80e141e7c2913437a3610ee0c77381a66658c3a445df87b",
     ),
+    # Meta gives it out after a request, and states no digest.
+    "sam3_tracker": WeightsSource(
+        "sam3.pt",
+        None,
+        "",
+        3450,
+        page="https://github.com/facebookresearch/sam3",
+        licence="SAM License",
+        title="SAM 3 tracker",
+        hub="facebook/sam3",
+    ),
 }
 
 
@@ -214,7 +226,7 @@ def verify_official(path: Path) -> None:
         WeightsError: the checksum differs; the message names the one that was found.
     """
     for name, source in known_weights.items():
-        if path.name != source.file:
+        if path.name != source.file or not source.checksum:
             continue
         found = file_checksum(path, source.checksum)
         if found != source.checksum:

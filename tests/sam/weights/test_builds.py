@@ -20,7 +20,7 @@ def test_every_build_can_be_built(name: str) -> None:
     assert build.name == name
     # The first stage of TinyViT has no attention.
     stages = build.stage_depths[1:] if build.encoder == "tiny_vit" else build.stage_depths
-    depth = build.depth if build.encoder == "vit" else sum(stages)
+    depth = build.depth if build.encoder in ("vit", "rope_vit") else sum(stages)
     assert len(sam.attention_blocks()) == depth
     kinds = [index for index, site in enumerate(sam.attention_blocks()) if site.kind == "global"]
     assert tuple(kinds) == build.global_blocks
@@ -61,6 +61,8 @@ def test_medical_builds_record_their_preprocessing() -> None:
         ("vit_b", 257, 512),
         ("sam2_t", 200, 256),
         ("sam2_t", 4000, 512),
+        ("sam3_tracker", 300, 336),
+        ("sam3_tracker", 4000, 672),
         ("tiny", 500, 64),
     ],
 )

@@ -459,7 +459,8 @@ def test_every_model_has_weights() -> None:
     assert len({source.file for source in known_weights.values()}) == len(known_weights)
     for source in known_weights.values():
         algorithm, _, digest = source.checksum.partition(":")
-        assert len(digest) == {"sha256": 64, "md5": 32}[algorithm]
+        assert len(digest) == {"sha256": 64, "md5": 32, "": 0}[algorithm]
+        assert digest or source.url is None  # what is downloaded is checked
         assert source.url is None or source.url.endswith(source.file)
 
 
