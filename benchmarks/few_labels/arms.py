@@ -62,7 +62,7 @@ ARMS = {
             "frozen",
             "dense decoder, frozen encoder",
             lambda d: NEW,
-            _same("peft=none", "train.batch_size=16"),
+            _same("peft=none"),
         ),
         # The recipe itself would leave the encoder of small crops frozen.
         Arm("lora", "dense decoder, LoRA", lambda d: NEW, _same("peft.blocks=last:8")),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -53,7 +53,11 @@ class Baseline(Settings):
         default=False,
         description="start baseline.encoder from its ImageNet weights, which timm downloads",
     )
-    batch_size: Whole = Field(default=12, ge=1, description="slices in a step")
+    batch_size: Annotated[Whole, Field(ge=1)] | Literal["auto"] = Field(
+        default="auto",
+        description="slices in a step; auto: 12, or, where time alone limits the training, 12 of "
+        "up to 182 pixels and fewer of larger ones, at least 2",
+    )
     lr: float = Field(default=3e-3, gt=0, le=MAX_LR, description="peak learning rate of AdamW")
     encoder_lr: float | None = Field(
         default=None,

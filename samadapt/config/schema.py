@@ -447,8 +447,8 @@ class Cache(Settings):
     variants: Annotated[Whole, Field(ge=0)] | Literal["auto"] = Field(
         default=0,
         description="number of versions of each training slice to cache with train.augment, one of "
-        "them unchanged; auto: as many as give about 500 in all at 168 pixels, more at smaller "
-        "sizes, and at most 16 of each; 0: slices are "
+        "them unchanged; auto: as many as give about 250 in all at 168 pixels, more at smaller "
+        "sizes, and at most 16 of each; none where most of the encoder is adapted; 0: slices are "
         "augmented anew in every step",
     )
 

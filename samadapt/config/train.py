@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -49,11 +49,11 @@ class Train(Settings):
         gt=0,
         description="the same in CPU seconds, of all threads of the process; null: no limit",
     )
-    batch_size: Whole = Field(
+    batch_size: Annotated[Whole, Field(ge=1)] | Literal["auto"] = Field(
         default=4,
-        ge=1,
         description="slices in a batch of all processes together; a multiple of peft.depth and of "
-        "head.depth",
+        "head.depth; auto: the neighbouring slices that are seen together in volumes, and else 2 "
+        "to 8 by the size of the pictures",
     )
     accumulate: Whole = Field(default=1, ge=1, description="number of batches summed into one step")
     lr: OfMethod[float | None] = Field(
@@ -118,6 +118,17 @@ class Train(Settings):
         ge=0,
         description="stop after this many validations in a row without a better score; 0: never",
     )
+
+    @property
+    def slices(self) -> int:
+        """The slices in a batch: ``batch_size``, once ``runs/batch_size.py`` has settled it.
+
+        Raises:
+            ConfigError: it is still ``auto``.
+        """
+        if self.batch_size == "auto":
+            raise ConfigError("train.batch_size=auto: expected the number that it means here")
+        return self.batch_size
 
     def __post_init__(self) -> None:
         """Refuse a patience that would count nothing.

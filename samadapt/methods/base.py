@@ -344,6 +344,21 @@ def select_blocks(
     return chosen
 
 
+def frozen_blocks(wanted: str | Sequence[int], depth: int) -> int:
+    """Return how many of an encoder's first blocks come before all that ``peft.blocks`` names.
+
+    Args:
+        wanted: see ``Method.blocks``; global and window blocks count from the first one on.
+        depth: number of attention blocks of the encoder.
+    """
+    word, numbers = _parse_blocks(wanted)
+    if word == "none":
+        return depth
+    if word == "last":
+        return max(0, depth - numbers[0])
+    return min(numbers) if word == "list" else 0
+
+
 def _parse_blocks(blocks: object) -> tuple[str, tuple[int, ...]]:
     """Return the kind of selection (a word, or ``"list"``) and its numbers."""
     words = ("all", "last:K", "first:K", "global", "window", "none", "auto")

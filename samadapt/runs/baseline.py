@@ -116,7 +116,7 @@ def training_report(config: Config, changes: Sequence[str]) -> str:
         rates += f", encoder {train.lr:g}"
     rows = {
         "training": f"AdamW {rates}, weight decay {train.weight_decay:g}, {train.schedule} after "
-        f"{train.warmup_steps} steps of warm-up, clip {train.clip:g}, {train.batch_size} slices "
+        f"{train.warmup_steps} steps of warm-up, clip {train.clip:g}, {train.slices} slices "
         "a step: keys of the group baseline, not those of the recipe's train",
         "augment": f"{', '.join(changes) or 'none'}, anew in every step; cache.variants does not "
         "apply",

@@ -28,7 +28,7 @@ from samadapt.data.pseudonyms import hide_names, open_key, write_key
 from samadapt.data.splits import listed_names
 from samadapt.data.training_draw import use_training_cases
 from samadapt.errors import ConfigError, DataError, RunError
-from samadapt.methods.base import Method, method_for
+from samadapt.methods.base import Method, frozen_blocks, method_for
 from samadapt.prompts.policy import AUTO, Kind, Objects, PromptPolicy, Variant
 from samadapt.prompts.shares import DEFAULT_SHARES, MIXED, normalised
 from samadapt.runs.baseline import open_baseline
@@ -191,7 +191,7 @@ def open_run(
     for warning in keep_splits(dataset, run_dir, resumes=resumes, is_fold=is_fold):
         progress.say(f"warning: {warning}")
     name, size, asked = config.model.name, config.model.image_size, config.cache.variants
-    versions = 0 if policy.clip > 1 else versions_of(asked, changes, dataset, name, size)
+    versions = 0 if policy.clip > 1 else versions_of(asked, changes, dataset, method, name, size)
     samples = TrainingSamples(dataset, policy, changes, versions, config.seed)
     if config.baseline.name is None:
         opened = _open_sam(config, method, policy, dataset, device, copies_base=copies_base)
@@ -607,7 +607,13 @@ AUTO_CELLS, MOST_VARIANTS = 250 * 42**2, 16
 """With ``cache.variants=auto``: cells of the embeddings of all versions of all training slices, and
 versions of each slice. Every version costs a pass of the frozen encoder, whose time grows with its
 cells: this many are 250 versions at LiteMedSAM's 168 pixels and 1000 at 84, of which 925 took 45
-seconds of two cores with the whole encoder frozen. More than 16 of one slice teach little new."""
+seconds of two cores with the whole encoder frozen. More than 16 of one slice cost more than they
+teach."""
+
+CACHED_SHARE = 0.5
+"""With ``cache.variants=auto``: share of the encoder's blocks that must be frozen. If most of it
+runs in every step anyway, new changes in every step cost little and teach more: of five tiles of
+axons, with eight of ten blocks adapted, Dice was 0.806 in place of 0.796."""
 
 
 def image_size_of(model: str, asked: int | Literal["fit"] | None, dataset: Dataset) -> int | None:
@@ -636,6 +642,7 @@ def versions_of(
     asked: int | Literal["auto"],
     changes: Sequence[str],
     dataset: Dataset,
+    method: Method,
     model: str,
     size: int | Literal["fit"] | None,
 ) -> int:
@@ -645,11 +652,16 @@ def versions_of(
         asked: the value of the key.
         changes: names of the random changes; without any, "auto" asks for no versions.
         dataset: the data set of the run.
+        method: the method, whose blocks decide how much of the encoder is frozen.
         model: name of the model, which with ``size`` decides what a version costs.
         size: ``model.image_size``.
     """
     if asked != "auto":
         return asked
+    depth = BUILDS[model].blocks
+    frozen = depth if method.name in ("none", "decoder") else frozen_blocks(method.blocks, depth)
+    if frozen < CACHED_SHARE * depth:
+        return 0
     grid = embedding_grid(model, image_size_of(model, size, dataset))
     fitting = AUTO_CELLS // (grid**2 * max(1, len(dataset.slices("train"))))
     return min(MOST_VARIANTS, max(1, fitting)) if changes else 0

@@ -157,7 +157,7 @@ class FeaturePlanner:
         whole = [(ref, number) for ref in samples.seen(train) for number in versions]
         if processes.count() > 1:
             return [*whole, *scored]
-        stacks = stacks_in_batch(options.batch_size, self.context.dataset.stack)
+        stacks = stacks_in_batch(options.slices, self.context.dataset.stack)
         batches = None if options.steps is None else options.steps * options.accumulate
         read = first_read(BatchDraws(samples, train, stacks, config.seed), samples, batches)
         ends = batches is not None and batches * stacks <= FORESEEN

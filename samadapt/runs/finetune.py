@@ -18,6 +18,7 @@ from samadapt.data.stacks import stacks_in_batch
 from samadapt.errors import ConfigError, RunError
 from samadapt.evaluation.confidence import ConfidenceCurve
 from samadapt.runs.baseline import training_report
+from samadapt.runs.batch_size import with_batch_size
 from samadapt.runs.by_prompt import (
     KindScores,
     score_adapted,
@@ -26,7 +27,7 @@ from samadapt.runs.by_prompt import (
     write_kinds,
 )
 from samadapt.runs.confidence import confidence_entry, fit_to_validation
-from samadapt.runs.context import RunContext, open_run, stack_of
+from samadapt.runs.context import RunContext, open_run
 from samadapt.runs.cross_validation import cross_validate, train_fold
 from samadapt.runs.feature_planner import FeaturePlanner
 from samadapt.runs.flip_note import say_what_flips_teach
@@ -116,16 +117,13 @@ def finetune(config: Config, only_fold: int | None = None) -> FinetuneResult:
         InterruptedRunError: after Ctrl-C or another signal, with a checkpoint written.
     """
     with processes.together(config.device):
-        config = resolved(config)
+        config = with_batch_size(resolved(config))
         if config.memory is not None:  # with several processes it is that of each
             chosen = within_memory(config) if processes.is_first() else config
             config = processes.from_first(chosen)
         if config.init is not None:
             config = with_initial_digest(config)
         check_same_configuration(config)
-        # Refuse a batch size that is not a multiple of the stack.
-        if (stack := stack_of(config)) != "auto":
-            stacks_in_batch(config.train.batch_size, stack)
         if only_fold is not None:
             return finetune_fold(config, only_fold)
         if config.folds is not None:
@@ -167,7 +165,7 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
                 validate_cases=options.validate_cases,
                 max_test_cases=config.eval.max_cases,
             )
-            check_batch(options.batch_size, context.dataset.stack)
+            check_batch(options.slices, context.dataset.stack)
             losses = choose_losses(config.loss, context, slices.train)
             check_objects(scorer, slices.test, slices.train)
             # Before the first step a fresh adapter changes nothing, so the weights from before
@@ -180,7 +178,7 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
                 )
             # The clocks that train.max_seconds and train.max_cpu_seconds limit start here.
             limits = (options.max_seconds, options.max_cpu_seconds) if trains else (None, None)
-            per_slice = len(context.policy.kinds) / (options.batch_size * options.accumulate)
+            per_slice = len(context.policy.kinds) / (options.slices * options.accumulate)
             budget = Budget(*limits, validation_steps=per_slice * len(slices.validation))
             if trains and processes.is_first():
                 check_disk_space(context, averages=options.ema > 0)

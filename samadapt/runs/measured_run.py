@@ -75,5 +75,5 @@ def find_run(config: Config) -> MeasuredRun | None:
 
 
 def _file(config: Config) -> Path:
-    batches = [config.train.batch_size, config.train.accumulate, config.eval.batch_size]
+    batches = [config.train.slices, config.train.accumulate, config.eval.batch_size]
     return kept_in(config, batches)

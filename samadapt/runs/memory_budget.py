@@ -96,8 +96,8 @@ def ways(config: Config) -> Iterator[Config]:
 def batches(config: Config) -> list[int]:
     """Return the micro-batches that give the same step, from the largest to the smallest."""
     train, stack = config.train, _smallest_batch(config)
-    step = train.batch_size * train.accumulate
-    sizes = range(train.batch_size, 0, -1)
+    step = train.slices * train.accumulate
+    sizes = range(train.slices, 0, -1)
     return [size for size in sizes if step % size == 0 and size % stack == 0]
 
 
@@ -120,20 +120,20 @@ def _smallest_batch(config: Config) -> int:
     """Return the fewest slices of a micro-batch: those that the encoder sees together."""
     stack = stack_of(config)
     # What "auto" means follows from the data, so the batch then stays as it is.
-    return config.train.batch_size if stack == "auto" else stack
+    return config.train.slices if stack == "auto" else stack
 
 
 def _with_batch(config: Config, size: int) -> Config:
     """Return the configuration with another micro-batch and the same step."""
     train = config.train
-    step = train.batch_size * train.accumulate
+    step = train.slices * train.accumulate
     return replace(config, train=replace(train, batch_size=size, accumulate=step // size))
 
 
 def _fitting(config: Config, limit: int) -> tuple[Config, int] | None:
     """Return a way with the largest micro-batch that fits and its memory; None: none fits."""
     smallest = _smallest_batch(config)
-    for largest in dict.fromkeys((config.train.batch_size, smallest)):
+    for largest in dict.fromkeys((config.train.slices, smallest)):
         measured = rehearse_apart(_with_batch(config, largest), limit)
         if measured is None:
             continue

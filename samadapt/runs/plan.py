@@ -212,7 +212,7 @@ def predict(config: Config, measured: Rehearsal, *, busy: float = 0.0, folds: in
         new_feature_bytes=new_bytes,
         feature_place=place,
         seconds=seconds,
-        batch_size=train.batch_size,
+        batch_size=train.slices,
         accumulate=train.accumulate,
         recompute=train.recompute,
         measured=measured,
@@ -233,7 +233,7 @@ def memory_by_phase(config: Config, measured: Rehearsal) -> dict[str, int]:
         batch = min(FEATURES_BATCH, measured.missing)
         found["features"] = measured.features.peak(batch) + kept + features
     if measured.training is not None:
-        found["training"] = measured.training.peak(config.train.batch_size) + kept + features
+        found["training"] = measured.training.peak(config.train.slices) + kept + features
     if measured.scoring is not None:
         # One batch at a time goes through the model; beyond it the labels of a case grow alone.
         measured_at, batch = measured.scoring.units[1], config.eval.batch_size
@@ -257,7 +257,7 @@ def _seconds(config: Config, measured: Rehearsal) -> dict[str, float]:
         count = math.ceil((train.steps or 0) / train.validate_every) if train.validate_every else 1
         validation = count * measured.validation * each / measured.passes
     if measured.training is not None:
-        step = measured.training.time(train.batch_size) * train.accumulate
+        step = measured.training.time(train.slices) * train.accumulate
         training = step * (train.steps or 0)
         if (limit := train.max_seconds or train.max_cpu_seconds) is not None:
             left = max(0.0, limit - features)

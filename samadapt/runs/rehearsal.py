@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from samadapt.data.stacks import stacks_in_batch
-from samadapt.runs.context import RunContext, open_run, stack_of
+from samadapt.runs.batch_size import with_batch_size
+from samadapt.runs.context import RunContext, open_run
 from samadapt.runs.feature_planner import FEATURES_BATCH, FeaturePlanner
 from samadapt.runs.memory_budget import within_memory
 from samadapt.runs.plan import Phase, Plan, Rehearsal, predict, remember
@@ -82,7 +82,7 @@ def plan(config: Config, *, quick: bool = False) -> Plan:
     Raises:
         UserError: for all that the run itself would refuse.
     """
-    config = within_memory(config)
+    config = within_memory(with_batch_size(config))
     folds = config.folds or 1
     if config.folds is not None:
         config = replace(config, folds=None, data=replace(config.data, fold=0, folds=config.folds))
@@ -106,8 +106,7 @@ def rehearse(config: Config, *, quick: bool = False) -> Rehearsal:
         UserError: for all that the run itself would refuse.
     """
     started = time.perf_counter()
-    if (stack := stack_of(config)) != "auto":
-        stacks_in_batch(config.train.batch_size, stack)
+    config = with_batch_size(config)
     with TemporaryDirectory(prefix="samadapt-plan-") as folder:
         run_dir = Path(folder)
         with peak_memory() as at_start:
@@ -155,7 +154,7 @@ def measure_beginning(
     """
     start, random = (peak_memory_bytes(), time.perf_counter() - started), random_states()
     context = replace(scorer.context, progress=_silent(Path(os.devnull)))
-    batch, planner = config.train.batch_size, scorer.planner
+    batch, planner = config.train.slices, scorer.planner
     tried = _shortened(config, batch)
     some = _busiest(context, slices.train, 2 * max(batch, context.dataset.stack))
     own = FeaturePlanner(context)
@@ -230,7 +229,7 @@ def _two_passes(config: Config, scorer: Scorer, slices: RunSlices, losses: RunLo
     # AdamW keeps two numbers for each trained one, and a run the best weights or their average.
     trained = sum(each.nbytes for each in injection.parameters.values())
     copies = 3 + (config.train.ema > 0)
-    return Phase.once(config.train.batch_size, found.peak + copies * trained, seconds)
+    return Phase.once(config.train.slices, found.peak + copies * trained, seconds)
 
 
 def _rehearsal(
@@ -310,7 +309,7 @@ def _training(
     """
     context = planner.context
     losses = choose_losses(config.loss, context, slices.train)
-    stack, batch = context.dataset.stack, config.train.batch_size
+    stack, batch = context.dataset.stack, config.train.slices
     busiest = _busiest(context, slices.train, max(batch, 2 * stack))
 
     return_free_memory()

@@ -18,10 +18,10 @@ from samadapt import console
 from samadapt.config.launcher import JobLauncher
 from samadapt.config.schema import Config
 from samadapt.data.pseudonyms import open_key, write_key
-from samadapt.data.stacks import stacks_in_batch
 from samadapt.errors import ConfigError, MissingExtraError
+from samadapt.runs.batch_size import with_batch_size
 from samadapt.runs.cluster_job import CommandJob
-from samadapt.runs.context import open_data, stack_of
+from samadapt.runs.context import open_data
 from samadapt.runs.cross_validation import fold_config, open_cross_validation
 from samadapt.runs.initial_adapter import with_initial_digest
 from samadapt.runs.part_runs import is_finished
@@ -85,8 +85,7 @@ def submit_finetune(
         )
     if config.init is not None:
         config = with_initial_digest(config)
-    if (stack := stack_of(config)) != "auto":
-        stacks_in_batch(config.train.batch_size, stack)
+    config = with_batch_size(config)
     folds: list[Path] = []
     if config.folds is None:
         run_dir = open_run_dir(config)

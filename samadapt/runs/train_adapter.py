@@ -74,7 +74,7 @@ def prepare_training(
     """Return what the training loop works on, by the arguments of ``train_adapter``."""
     context, samples = planner.context, planner.context.samples
     policy = context.policy
-    stacks = stacks_in_batch(config.train.batch_size, context.dataset.stack)
+    stacks = stacks_in_batch(config.train.slices, context.dataset.stack)
     draws = BatchDraws(samples, slices.train, stacks, config.seed)
     # Where an image of a shape (h, w) lies in the square that the loss is computed on.
     frame_of = partial(class_frame, context.model)

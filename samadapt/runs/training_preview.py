@@ -10,6 +10,7 @@ from samadapt.data.intensity import describe_intensity, visible
 from samadapt.data.pseudonyms import Pseudonyms, hide_names
 from samadapt.data.stacks import stacks_in_batch
 from samadapt.errors import ConfigError, DataError
+from samadapt.methods.base import method_for
 from samadapt.reports import contact_sheet
 from samadapt.runs.context import open_data, prompt_policy, versions_of
 from samadapt.training.augmentation_rule import changes_for
@@ -42,7 +43,9 @@ def draw_training_preview(config: Config, count: int, path: Path) -> list[str]:
         dataset = hide_names(dataset, Pseudonyms())
     changes = changes_for(config.train.augment, dataset)
     name, size = config.model.name, config.model.image_size
-    versions = versions_of(config.cache.variants, changes, dataset, name, size)
+    has_head = config.head.name != "sam"
+    method = method_for(config.peft, dataset.longest_side(), has_head=has_head)
+    versions = versions_of(config.cache.variants, changes, dataset, method, name, size)
     samples = TrainingSamples(dataset, policy, changes, versions, config.seed)
     usable = samples.usable(dataset.slices("train"))
     refs, _ = selection_split(
@@ -50,7 +53,7 @@ def draw_training_preview(config: Config, count: int, path: Path) -> list[str]:
     )
     if not refs:
         raise ConfigError("data: there is no slice to train on; use more cases (data.max_cases)")
-    stacks = stacks_in_batch(config.train.batch_size, dataset.stack)
+    stacks = stacks_in_batch(config.train.slices, dataset.stack)
     draws = BatchDraws(samples, refs, stacks, config.seed)
     tiles: list[contact_sheet.SheetSlice] = []
     # These are the slices and prompts of the first steps.

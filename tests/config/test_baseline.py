@@ -17,7 +17,7 @@ def test_baseline_unet_sets_prompts_peft_and_rates(tmp_path: Path) -> None:
     assert config.peft.name == "none"
     train = config.train
     assert (train.batch_size, train.lr, train.decoder_lr, train.weight_decay) == (
-        *(12, 3e-3, 3e-3),
+        *("auto", 3e-3, 3e-3),
         1e-4,
     )
     assert (train.schedule, train.clip, train.warmup_steps) == ("poly", 5.0, 15)

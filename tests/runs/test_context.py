@@ -16,6 +16,7 @@ from samadapt.config.schema import Config, Data
 from samadapt.data.formats.folder import FolderReader
 from samadapt.data.types import SliceRef
 from samadapt.errors import ConfigError, DataError
+from samadapt.methods import METHODS
 from samadapt.prompts.policy import PromptPolicy
 from samadapt.runs.context import open_data, prompt_policy, versions_of
 from samadapt.runs.environment import seed_all
@@ -312,8 +313,20 @@ def test_a_list_that_is_not_there_is_named(pictures, tmp_path):
 )
 def test_versions_of_a_slice_follow_what_they_cost(asked, slices, longest, versions):
     dataset = SimpleNamespace(slices=lambda split: range(slices), longest_side=lambda: longest)
-    assert versions_of(asked, ["rotate"], dataset, "lite_medsam", "fit") == versions
-    assert versions_of("auto", [], dataset, "lite_medsam", "fit") == 0
+    frozen = METHODS["none"]()
+    assert versions_of(asked, ["rotate"], dataset, frozen, "lite_medsam", "fit") == versions
+    assert versions_of("auto", [], dataset, frozen, "lite_medsam", "fit") == 0
+
+
+@pytest.mark.parametrize(
+    ("blocks", "versions"),
+    [("none", 16), ("last:2", 16), ("last:5", 16), ("last:6", 0), ("all", 0), ("[9]", 16)],
+)
+def test_where_most_of_the_encoder_is_adapted_no_version_is_kept(blocks, versions):
+    dataset = SimpleNamespace(slices=lambda split: range(5), longest_side=lambda: 600)
+    method = METHODS["lora"](blocks=blocks)
+    assert versions_of("auto", ["rotate"], dataset, method, "lite_medsam", "fit") == versions
+    assert versions_of(4, ["rotate"], dataset, method, "lite_medsam", "fit") == 4  # as asked
 
 
 def test_files_are_indexed_except_for_resumed_and_private_runs(

@@ -82,6 +82,14 @@ class Build:
         return 4 * self.stem_stride if self.encoder == "tiny_vit" else self.patch_size
 
     @property
+    def blocks(self) -> int:
+        """Number of attention blocks of the encoder."""
+        if self.encoder == "vit":
+            return self.depth
+        # TinyViT's first stage is convolutional.
+        return sum(self.stage_depths[1 if self.encoder == "tiny_vit" else 0 :])
+
+    @property
     def side_step(self) -> int:
         """Image sides must be multiples of this number of pixels."""
         if self.encoder != "hiera":
