@@ -84,7 +84,7 @@ class Build:
     @property
     def blocks(self) -> int:
         """Number of attention blocks of the encoder."""
-        if self.encoder == "vit":
+        if self.encoder in ("vit", "rope_vit"):
             return self.depth
         # TinyViT's first stage is convolutional.
         return sum(self.stage_depths[1 if self.encoder == "tiny_vit" else 0 :])

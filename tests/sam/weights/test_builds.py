@@ -68,3 +68,8 @@ def test_medical_builds_record_their_preprocessing() -> None:
 )
 def test_the_side_that_fits_the_pictures(name, longest, side):
     assert fitting_image_size(name, longest) == side
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny_t", "tiny_h", "tiny_r"])
+def test_a_build_knows_its_number_of_blocks(name):
+    assert BUILDS[name].blocks == len(build_sam(name).attention_blocks())
