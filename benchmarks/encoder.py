@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,16 +16,19 @@ from samadapt.sam.model import Sam
 from samadapt.sam.weights.builds import BUILDS
 
 SIZES = (1024, 512, 256)
+SAM2_BUILDS = ("sam2_t", "sam2_s", "sam2_b+", "sam2_l")
 Device = Literal["cpu", "cuda"]
 
 
 def rows() -> Iterator[Comparison]:
-    """Yield ViT-B at three sizes and LiteMedSAM in fp32 and bf16, and in bf16 on a GPU."""
+    """Yield ViT-B at three sizes, LiteMedSAM and SAM 2 in fp32 and bf16, and bf16 on a GPU."""
     for size in SIZES:
         yield vit_row("vit_b", size, "fp32")
         yield vit_row("vit_b", size, "bf16")
     for precision in ("fp32", "bf16"):
         yield lite_medsam_row(precision)
+        for build in SAM2_BUILDS:
+            yield sam2_row(build, 512, precision)
     if torch.cuda.is_available():
         for size in SIZES:
             for images in (1, 8):
@@ -99,6 +102,51 @@ def lite_medsam_row(precision: PrecisionName) -> Comparison:
     )
 
 
+def sam2_row(build: str, size: int, precision: PrecisionName) -> Comparison:
+    """Compare the three maps of SAM 2's trunk and neck with transformers, at the same weights."""
+
+    def of(make: Callable[[Sam], Callable[[Tensor], Tensor]], arithmetic: Arithmetic) -> Build:
+        def prepare() -> Call:
+            sam = peers.random_sam(build, size)
+            arithmetic.prepare(sam)
+            return inference(make(sam), pixels(size), arithmetic)
+
+        return prepare
+
+    contenders = {
+        "samadapt": of(sam2_maps, machine.ours(precision, "cpu")),
+        "transformers": of(transformers_maps, machine.plain(precision, "cpu")),
+    }
+    if precision == "bf16":
+        contenders["transformers fp32"] = of(transformers_maps, machine.plain("fp32", "cpu"))
+    return Comparison(
+        name=f"{build} {size} {precision}",
+        contenders=contenders,
+        flop=lambda: sam2_flop(build, size),
+        precision=precision,
+        reference=lambda: exact_sam2(build, size),
+    )
+
+
+def sam2_maps(sam: Sam) -> Callable[[Tensor], Tensor]:
+    """Return the function that maps images to the three maps of our encoder, joined (b, n)."""
+    return lambda images: _joined(sam.image_encoder(images))
+
+
+def transformers_maps(sam: Sam) -> Callable[[Tensor], Tensor]:
+    """Return the same for the encoder of transformers with our weights."""
+    return joined_maps(peers.transformers_sam2(sam))
+
+
+def joined_maps(encoder: Any) -> Callable[[Tensor], Tensor]:
+    """Return the function that joins the maps of transformers' encoder in our order."""
+    return lambda images: _joined(encoder(images).fpn_hidden_states[::-1])
+
+
+def _joined(maps: Sequence[Tensor]) -> Tensor:
+    return torch.cat([one.flatten(1) for one in maps], dim=1)
+
+
 def pixels(size: int, low: float | None = None) -> Tensor:
     """Return one preprocessed image (1, 3, s, s): normal noise, or uniform noise with ``low``."""
     generator = torch.Generator().manual_seed(7)
@@ -123,6 +171,21 @@ def exact(build: str, size: int) -> Tensor:
     with torch.no_grad():
         embedding: Tensor = encoder(pixels(size).double())
     return embedding
+
+
+@cache
+def exact_sam2(build: str, size: int) -> Tensor:
+    """Return the maps of transformers' encoder in float64."""
+    encoder = peers.transformers_sam2(peers.random_sam(build, size)).double()
+    with torch.no_grad():
+        return joined_maps(encoder)(pixels(size).double())
+
+
+@cache
+def sam2_flop(build: str, size: int) -> float:
+    """Return torch's count of the operations of our encoder."""
+    sam = peers.random_sam(build, size)
+    return flops.counted(lambda: sam.image_encoder(pixels(size)))
 
 
 @cache

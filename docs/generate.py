@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, fields
@@ -378,10 +379,58 @@ CHOICE = """## Which one
 
 SAM 2 squashes a picture to the square. `model.image_size=1024` is the side that it was trained
 on. No weights of it were at hand: its exactness is shown on random weights against transformers
-and timm, and its accuracy and its speed on quiet machines are not measured here. Training sees
+and timm, and its accuracy is not measured here. Training sees
 still pictures alone; `predict propagate=memory` follows an object through the slices of a volume.
 Files of MedSAM2 and other fine-tuned SAM 2.1 models are given as `model.checkpoint=FILE` with the
 name of their size, `model=sam2_t` for MedSAM2."""
+
+
+SPEED = """Seconds of the image encoder for one picture of 512 pixels, and of a training step of
+LoRA in all blocks, forward and backward, on 2 cores with random weights, and the memory beyond the
+weights. The ratio is transformers' time over ours, measured alternately in one process, with its
+least and largest value; the last column says which part of ours the matrix products alone would
+take. `python -m benchmarks.run encoder --rows 'sam2*'` measures it again, and `train_step` the
+steps."""
+
+
+SPEED_HEADINGS = ["name", "task", "seconds", "memory", "transformers", "ratio", "products alone"]
+
+
+def speed_rows() -> list[list[object]]:
+    """Return the newest measurement of each size of SAM 2, a row for each task."""
+    tasks = [
+        ("encoder", "encoder, fp32", " 512 fp32", "transformers"),
+        ("encoder", "encoder, bf16", " 512 bf16", "transformers"),
+        ("train_step", "LoRA step, fp32", " 512 fp32, all blocks", "transformers with peft"),
+    ]
+    rows: list[list[object]] = []
+    for size in SAM2_COSTS:
+        for suite, title, suffix, peer in tasks:
+            found = newest_row(suite, f"sam2_{size}{suffix}")
+            if found is None:
+                continue
+            own, other = found["contenders"]["samadapt"], found["contenders"][peer]
+            ratio = other["ratio"]
+            rows.append(
+                [
+                    code(f"sam2_{size}"),
+                    title,
+                    f"{own['median_s']:.2f}",
+                    f"{own['memory']['peak_bytes'] / 1e9:.2f} GB",
+                    f"{other['memory']['peak_bytes'] / 1e9:.2f} GB",
+                    f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})",
+                    f"{own['share_of_peak']:.0%}",
+                ]
+            )
+    return rows
+
+
+def newest_row(suite: str, name: str) -> dict[str, Any] | None:
+    """Return a row of the results of a suite of benchmarks; None: it was never measured."""
+    path = Path(__file__).parents[1] / "benchmarks" / "results" / f"{suite}.json"
+    runs = json.loads(path.read_text(encoding="utf-8"))
+    rows = [row for run in runs for row in run["rows"] if row["row"] == name]
+    return rows[-1] if rows else None
 
 
 def models_page() -> str:
@@ -414,6 +463,8 @@ def models_page() -> str:
         "Millions of weights for still pictures, and GFLOP of the image encoder for a picture. "
         "SAM's ViT-B at 1024 pixels has 93.7 million and 942 GFLOP.",
         table(["name", "weights (M)", "file (MB)", "256 px", "512 px", "1024 px"], costs),
+        SPEED,
+        table(SPEED_HEADINGS, speed_rows()),
         SAM3,
         table(
             ["name", "weights (M)", "file (MB)", "336 px", "504 px", "1008 px", "seconds"],

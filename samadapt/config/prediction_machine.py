@@ -28,7 +28,7 @@ class PredictionMachine(Settings):
     )
     compile: bool = Field(
         default=False,
-        description="run the model through torch.compile; for GPUs; takes minutes at the start",
+        description="torch.compile, for GPUs; minutes to start",
     )
 
 

@@ -548,7 +548,7 @@ class Config(Settings):
     )
     compile: bool = Field(
         default=False,
-        description="run the model through torch.compile; for GPUs; takes minutes at the start",
+        description="torch.compile, for GPUs; minutes to start",
     )
     memory: Annotated[str, AfterValidator(_memory)] | None = Field(
         default=None,

@@ -124,8 +124,7 @@ class Method(Settings):
     blocks: str | Tuple[Whole] = Field(
         default="all",
         description="attention blocks: all, last:K, first:K, global, window, [0, 3] or none; "
-        f"auto: {AUTO_BLOCKS}, but none for training images of at most {SMALL_IMAGE} pixels a "
-        "side, beside a dense head as with peft=none",
+        f"auto: {AUTO_BLOCKS}, but none for images of up to {SMALL_IMAGE} pixels",
     )
     decoder: Decoder = Field(
         default="full", description="how the mask decoder trains; own: as the encoder does"
@@ -133,8 +132,7 @@ class Method(Settings):
     decoder_rank: Whole = Field(default=4, description="rank of the decoder's LoRA", ge=1)
     memory: Memory = Field(
         default="frozen",
-        description="how the memory of SAM 2 trains with prompts=propagate: full, all of it at "
-        "train.decoder_lr; or frozen",
+        description="the memory of SAM 2 with prompts=propagate; full: trains at train.decoder_lr",
     )
 
     def __post_init__(self) -> None:

@@ -30,12 +30,14 @@ from benchmarks.harness import Comparison, Fact, Growth, Run
 RUN = Run("none", 1, {}, memory=False)
 COMPARISONS = {
     "encoder": lambda: encoder.vit_row("tiny", 64, "fp32"),
+    "encoder, SAM 2": lambda: encoder.sam2_row("tiny_h", 64, "fp32"),
     "encoder, padded": lambda: encoder.vit_row("tiny", 96, "fp32"),
     "attention, global": lambda: attention.row("tiny", "global", True),
     "attention, window": lambda: attention.row("tiny", "window", True),
     "decoder": lambda: decoder.row("tiny", 1, 3, False),
     "decoder, backward": lambda: decoder.row("tiny", 2, 3, True),
     "train_step": lambda: train_step.row("tiny", 64),
+    "train_step, SAM 2": lambda: train_step.sam2_row("tiny_h", 64),
     "train_step, stored prefix": lambda: train_step.cached_row("tiny", 64, blocks=2),
 }
 

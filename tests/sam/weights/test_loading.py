@@ -229,8 +229,8 @@ def test_hugging_face(hugging_face: Any, tmp_path: Path, form: str) -> None:
 
 def test_hugging_face_folder_of_another_model(hugging_face: Any, tmp_path: Path) -> None:
     folder = _save_hugging_face(hugging_face, tmp_path, "folder")
-    (folder / "config.json").write_text(json.dumps({"model_type": "sam3"}), encoding="utf-8")
-    with pytest.raises(WeightsError, match=r"config\.json.*'sam3'"):
+    (folder / "config.json").write_text(json.dumps({"model_type": "sam9"}), encoding="utf-8")
+    with pytest.raises(WeightsError, match=r"config\.json.*'sam9'"):
         load_sam(checkpoint=folder)
     (folder / "config.json").write_text("{", encoding="utf-8")
     with pytest.raises(WeightsError, match=r"config\.json is not readable JSON"):
