@@ -99,7 +99,7 @@ def _read(
         "micro-sam v2",
         updates,
         found.whole,
-        _notes(sam),
+        _notes(sam, found),
         bottlenecks={place: _bottleneck(path, place, x) for place, x in found.bottlenecks.items()},
         memory=found.memory,
     )
@@ -221,19 +221,21 @@ def _bottleneck(path: Path, place: str, x: Mapping[str, Tensor]) -> MlpBottlenec
     if missing := [name for name in names if name not in x]:
         raise AdapterError(f"{path}: {place} has no {missing[0]}")
     down, down_bias, up, up_bias = (x[name] for name in names)
-    # A fixed alpha is not in the file; micro-sam's default, a learned one, is.
     alpha = x["alpha"].reshape(()) if "alpha" in x else 1.0
     check_pair(path, f"{place}, bottleneck", {"a": down, "b": up})
     return MlpBottleneck(down, down_bias, alpha * up, alpha * up_bias)
 
 
-def _notes(sam: Sam) -> tuple[str, ...]:
+def _notes(sam: Sam, found: _Found) -> tuple[str, ...]:
     side = "" if sam.image_size == 1024 else f"; this adapter runs at {sam.image_size} (image_size)"
     note = (
         f"micro-sam trains SAM 2 at 1024 pixels{side}. Its predictor keeps the ratio of the sides "
         "and pads the square, where sam2 and this adapter squash the picture: masks of pictures "
         "that are not square differ"
     )
+    if any("alpha" not in x for x in found.bottlenecks.values()):
+        # micro-sam's default, a learned factor, is in the file; a fixed one is not.
+        return note, "the file has no alpha of its AdaptFormer, which is then fixed; taken as 1"
     return (note,)
 
 

@@ -217,6 +217,7 @@ def test_every_method(base, tmp_path, name):
     assert (done.source, done.method.name, done.method.decoder) == ("micro-sam v2", method, "full")
     assert (tmp_path / "out" / "base.safetensors").exists() is changes_base
     assert any("at 1024 pixels; this adapter runs at 64" in note for note in done.notes)
+    assert any("alpha" in note for note in done.notes) is (name == "fixed alpha")
     found, wanted = logits(open_adapter(tmp_path / "out").sam), logits(peer)
     scale = wanted.abs().max()
     assert (found - wanted).abs().max() < 1e-4 * scale
