@@ -237,15 +237,16 @@ class Follower:
 
     def _follow(self) -> None:
         # The tracker starts with the first new line: before, the run may still be refused.
-        while not (new := self.tail.new_lines()) and not self.end.is_set():
-            self.end.wait(POLL_SECONDS)
+        new, is_last = [], False
+        while not new and not is_last:
+            # Asked before the file is read, so that no line is written in between.
+            is_last = self.end.wait(POLL_SECONDS)
+            new = self.tail.new_lines()
         if not new and self.closing is None:
             return
         tracker = self._opened()
         self._send(tracker, [*self.pending, *new])
-        is_last = False
         while not is_last:
-            # Asked before the file is read, so that no line is written in between.
             is_last = self.end.wait(POLL_SECONDS)
             self._send(tracker, self.tail.new_lines())
         if self.closing is not None and self.received.scored != self.closing.step:

@@ -304,6 +304,32 @@ def test_a_tracker_that_fails_warns_once_and_the_others_go_on(
     assert read_tensorboard(tmp_path)[0] == rounded(points_of(tmp_path))
 
 
+def test_lines_that_are_written_at_the_end_are_not_lost(
+    follow: Callable[..., list[str]], notebook: type[Notebook], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first look at the file finds nothing, and then the run writes its lines and ends."""
+    written, looked, first = threading.Event(), trackers.Tail.new_lines, []
+
+    def slow(tail: Any) -> Any:
+        found = looked(tail)
+        if threading.current_thread().name == "wandb" and not first:
+            first.append(found)
+            written.wait(10)
+        return found
+
+    close = trackers.Tracking.close
+
+    def closing(tracking: Any, seconds: float) -> None:
+        threading.Timer(0.2, written.set).start()
+        close(tracking, seconds)
+
+    monkeypatch.setattr(trackers.Tail, "new_lines", slow)
+    monkeypatch.setattr(trackers.Tracking, "close", closing)
+    monkeypatch.setattr(trackers, "POLL_SECONDS", 0.0)
+    follow(steps(1, 3), "wandb")
+    assert [step for step, _ in notebook.logged] == [1, 2, 3]
+
+
 def test_a_tracker_that_hangs_is_left_behind(
     follow: Callable[..., list[str]],
     notebook: type[Notebook],
