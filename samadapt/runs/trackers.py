@@ -237,7 +237,8 @@ class Follower:
 
     def _follow(self) -> None:
         # The tracker starts with the first new line: before, the run may still be refused.
-        new, is_last = [], False
+        new: list[dict[str, Any]] = []
+        is_last = False
         while not new and not is_last:
             # Asked before the file is read, so that no line is written in between.
             is_last = self.end.wait(POLL_SECONDS)
