@@ -205,7 +205,8 @@ class SimplePyramid(nn.Module):
     def forward(self, x: Float[Tensor, "b g g width"]) -> FeatureMaps:
         """Return the maps (b, c, g, g), (b, c, 2g, 2g) and (b, c, 4g, 4g)."""
         planes = x.permute(0, 3, 1, 2)
-        fine, middle, coarse = (level(planes) for level in self.convs)
+        # Stored maps come back contiguous, and convolutions round by the layout of their input.
+        fine, middle, coarse = (level(planes).contiguous() for level in self.convs)
         return coarse, middle, fine
 
 

@@ -54,7 +54,8 @@ def test_gradients_are_bit_equal_and_less_is_kept(any_sam, blocks, half):
     for name, gradient in expected.items():
         assert torch.equal(found[name], gradient), name
         assert torch.equal(again[name], gradient), name
-    assert inputs < 0.5 * everything
+    # The neck of SAM 3, which is not repeated, is most of a tiny build.
+    assert inputs < (0.9 if any_sam.build.encoder == "rope_vit" else 0.5) * everything
     assert as_before == everything
 
 
