@@ -165,7 +165,7 @@ def test_identity_at_the_start_in_bf16(fresh, method, predict):
         assert torch.equal(found, before)
     else:
         largest = float(before.abs().max())
-        torch.testing.assert_close(found, before, atol=0.05 * max(1, largest), rtol=0)
+        torch.testing.assert_close(found, before, atol=0.06 * max(1, largest), rtol=0)
 
 
 @pytest.mark.parametrize("case", list(_cases(in_bf16=True)), indirect=True)
