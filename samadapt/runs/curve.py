@@ -25,6 +25,7 @@ from samadapt.evaluation.learning_curve import CurvePoint, answer, summarise_cur
 from samadapt.reports.curve import CSV_NAME, PLOT_NAME, curve_tables, plot_curve, write_curve_csv
 from samadapt.reports.html import HTML_NAME, Page, write_html
 from samadapt.reports.tables import read_per_case, write_summary
+from samadapt.runs.batch_size import with_batch_size
 from samadapt.runs.context import open_data, read_splits
 from samadapt.runs.finetune import train_and_score
 from samadapt.runs.part_runs import is_finished, part_of, prepare_part, read_summary
@@ -106,7 +107,7 @@ def curve(arguments: CurveArguments) -> CurveResult:
                 continue
             console.log(f"samadapt: {where}")
             with part_of(parent, folders, "curve"):
-                train_and_score(prepare_part(run.config, folder), folder)
+                train_and_score(prepare_part(with_batch_size(run.config), folder), folder)
         summary = write_results(parent, arguments, runs)
         summary["seconds"] = time.perf_counter() - started
         write_summary(parent, summary, SUMMARY_NAME)

@@ -26,6 +26,7 @@ from samadapt.data.formats.base import AXES
 from samadapt.engine.workspace import AcceptedMask, Round, Workspace, now
 from samadapt.errors import ConfigError, DataError, UserError
 from samadapt.reports.rounds import masks_table, write_rounds_page
+from samadapt.runs.batch_size import with_batch_size
 from samadapt.runs.evaluate import evaluate
 from samadapt.runs.finetune import train_and_score
 from samadapt.runs.initial_adapter import adapter_folder, with_initial_digest
@@ -78,7 +79,7 @@ def retrain(workspace: Workspace, arguments: RetrainArguments) -> RoundResult:
         if config.init is not None:
             config = with_initial_digest(config)
         with hint(workspace, one, folder):
-            train_and_score(prepare_part(config, run_dir), run_dir)
+            train_and_score(prepare_part(with_batch_size(config), run_dir), run_dir)
     summary = read_summary(run_dir)
     if summary["adapted"] is None:
         raise ConfigError(
