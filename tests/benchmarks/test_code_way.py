@@ -21,13 +21,14 @@ ROOT = Path(__file__).parents[2]
 # step is new: then raise the limit.
 LIMITS = {
     # Trackers, the plan of a run, the order of its features, the last run of its kind, jobs of a
-    # cluster and torch.compile read it, each in a place of its own.
+    # cluster and torch.compile read it, each in a place of its own. train.batch_size=auto is
+    # settled in a step of its own, and five places read the number that it settled.
     "configuration": {
-        "functions": 53,
-        "calls": 68,
+        "functions": 56,
+        "calls": 75,
         "into a higher layer": 1,
-        "into another file": 34,
-        "comes back": 24,
+        "into another file": 40,
+        "comes back": 29,
     },
     "image": {
         "functions": 82,
@@ -37,13 +38,14 @@ LIMITS = {
         "comes back": 45,
     },
     # With what a folder of predictions remembers to go on after it was stopped, and its parts.
-    # Forty of the functions write the model card, whose code depends on the kind of adapter.
+    # Forty of the functions write the model card, whose code depends on the kind of adapter, and
+    # which says whether a memory was trained.
     "adapter": {
-        "functions": 154,
-        "calls": 225,
+        "functions": 155,
+        "calls": 226,
         "into a higher layer": 1,
-        "into another file": 121,
-        "comes back": 103,
+        "into another file": 122,
+        "comes back": 105,
     },
 }
 
