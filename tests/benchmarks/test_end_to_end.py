@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import end_to_end, end_to_end_tasks, results
-from benchmarks.end_to_end_tasks import Task, ct_volume, stopped_after_a_step
+from benchmarks import (
+    end_to_end,
+    end_to_end_task,
+    end_to_end_tasks,
+    end_to_end_training,
+    results,
+)
+from benchmarks.end_to_end_task import Task
+from benchmarks.end_to_end_tasks import ct_volume
+from benchmarks.end_to_end_training import EVERY, stopped_after_a_step, until_dice
 
 TASKS = {"task": {"samadapt": None, "peer": None}, "other": {"samadapt": None}}
 
@@ -63,7 +72,7 @@ def test_a_run_with_other_packages_is_left_alone(tmp_path, monkeypatch) -> None:
 
 def test_parts_are_scaled_and_preparations_do_not_count(monkeypatch, tmp_path) -> None:
     clock = iter([0.0, 5.0, 5.0, 8.0])
-    monkeypatch.setattr(end_to_end_tasks, "cpu_seconds", lambda: next(clock))
+    monkeypatch.setattr(end_to_end_task, "cpu_seconds", lambda: next(clock))
     task = Task(tmp_path, tmp_path)
     with task.uncounted():
         pass
@@ -95,8 +104,43 @@ def test_training_stops_after_one_step() -> None:
             optimizer.step()
     assert steps == [0]
     optimizer.step()  # it does not stop others
-    with pytest.raises(RuntimeError, match="no optimizer"), stopped_after_a_step():
+    with pytest.raises(RuntimeError, match="by itself after 0 steps"), stopped_after_a_step():
         pass
+
+
+class Slices:
+    """A data set whose held-out slices hold an object in their upper half."""
+
+    def slices(self, split: str, **_: object) -> list[int]:
+        assert split == "val"
+        return [0, 1]
+
+    def sample(self, ref: int) -> SimpleNamespace:
+        return SimpleNamespace(labels=np.repeat([[1], [1], [0], [0]], 4, axis=1))
+
+
+@pytest.mark.parametrize(
+    ("limit", "steps", "dice"), [(1800.0, 4 * EVERY, 1.0), (-1.0, EVERY, 0.667)]
+)
+def test_training_stops_at_a_dice_or_at_the_limit(monkeypatch, tmp_path, limit, steps, dice):
+    monkeypatch.setattr("samadapt.data.dataset.open_dataset", lambda *_, **__: Slices())
+    monkeypatch.setattr(end_to_end_training, "LIMIT_S", limit)
+    rows = iter([1, 1, 3, 2])  # of the mask at each look
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+    task = Task(tmp_path, tmp_path)
+
+    def masks_of(samples: list[SimpleNamespace]) -> list[np.ndarray]:
+        shown = np.zeros((4, 4), bool)
+        shown[: next(rows)] = True
+        return [shown] * len(samples)
+
+    done = 0
+    with until_dice(task, masks_of):
+        while done < 5 * EVERY:
+            done += 1
+            optimizer.step()
+    assert done == steps
+    assert task.facts == {"steps": steps, "Dice": dice}
 
 
 @pytest.mark.slow
