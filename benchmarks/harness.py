@@ -32,6 +32,7 @@ SUITES = (
     "scoring",
     "floor",
     "shared_machine",
+    "compiled",
 )
 
 Values = Tensor | tuple[Tensor, ...]

@@ -28,6 +28,7 @@ TITLES = {
     "scoring": "Scores, prediction apart",
     "floor": "How near to the products alone",
     "shared_machine": "Alone, and beside one busy process",
+    "compiled": "compile=true on a CPU",
     "gpu": "The suite for GPUs",
     "end_to_end": "What a user waits for: CPU-seconds of whole tasks on one thread",
 }

@@ -129,8 +129,13 @@ def ours(
     blocks: int,
     cached: bool = False,
     images: int = 1,
+    prepare: Callable[[Sam], Any] = lambda sam: sam,
 ) -> Call:
-    """Build samadapt's step; with ``cached`` the frozen prefix runs once, in this function."""
+    """Build samadapt's step.
+
+    With ``cached`` the frozen prefix runs once, in this function. ``prepare`` gets the model when
+    LoRA is in it.
+    """
     sam = peers.random_sam(build, size, device=device)
     lora = replace(METHODS["lora"](), rank=RANK, blocks=f"last:{blocks}", decoder="frozen")
     injection = inject(sam, lora)
@@ -142,6 +147,7 @@ def ours(
         _fill((a, b), updates(sam, blocks)[block.index])
         pairs.append((a, b))
     injection.set_training(sam)
+    prepare(sam)
     way = machine.ours(precision, device)
     way.prepare(sam)
     given, first_trainable_block = batch(size, images, device), injection.first_trainable_block

@@ -14,6 +14,7 @@ from samadapt.config.compose import parse_settings
 from samadapt.config.evaluate_arguments import EvaluateArguments
 from samadapt.config.keys import keys_of
 from samadapt.config.overrides import read_value
+from samadapt.errors import ConfigError
 from samadapt.runs.recorded_configuration import recorded_keys
 
 HELP = """
@@ -58,7 +59,10 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
     text = next((a.split("=", 1)[1] for a in arguments if a.startswith("adapter=")), None)
     if text is None:
         parse_settings(EvaluateArguments, arguments)  # it says that an adapter is required
-    adapters = _adapters(text or "")
+    try:
+        adapters = _adapters(text or "")
+    except ValueError as error:
+        raise ConfigError(f"adapter: {error}") from error
     others = [argument for argument in arguments if not argument.startswith("adapter=")]
     records = [read_record(adapter_path(adapter)) for adapter in adapters]
     asked = [
@@ -76,17 +80,15 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
     result = evaluate_side_by_side(asked, records)
     return {
         "run_dir": str(result.run_dir),
-        "adapter_dir": adapters if len(adapters) > 1 else text,
+        "adapter_dir": adapters if len(adapters) > 1 else adapters[0],
         "summary": result.summary,
     }
 
 
 def _adapters(text: str) -> list[str]:
     """Return the adapter directories that ``adapter=`` names: one, or a list."""
-    if not text.startswith("["):
-        return [text]
     value = read_value(keys_of(EvaluateArguments)["adapter"], text)
-    return [str(one) for one in value] if isinstance(value, list) else [text]
+    return [str(one) for one in value] if isinstance(value, list) else [str(value)]
 
 
 def render(result: dict[str, Any]) -> str:

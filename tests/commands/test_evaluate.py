@@ -378,6 +378,11 @@ def test_other_prompts_can_be_asked_for(one_step_run, score):
     assert found["adapted"]["prompt"]["kind"] == "point"
 
 
+def test_an_adapter_may_be_named_in_quotes(one_step_run, score):
+    found = score(f'"{one_step_run.adapter_dir}"')
+    assert found["adapter_dir"] == str(one_step_run.adapter_dir)
+
+
 def test_objects_are_counted_where_asked_for(make_scans, make_pictures, run, score, capsys):
     result = run(make_scans(), "data.name=nifti", "train.steps=1", "eval.instances=components")
     found = result.summary["adapted"]["instances"]
