@@ -127,7 +127,7 @@ def masks_of_ours(training: Any, samples: list[Any]) -> list[Any]:
 
     sam, injection = training.sam, training.injection
     injection.set_training(sam, enabled=False)
-    policy, masks = PromptPolicy(name="box", objects="class"), []
+    policy, masks = PromptPolicy("box", objects="class"), []
     for sample in samples:
         embeddings, frames = embed(sam, [sample.image])
         prompts = [simulate(sample.labels, policy)]
