@@ -188,7 +188,7 @@ def _draw_dice(axis: Axes, summary: Mapping[str, Any]) -> None:
                     label=label,
                 )
                 label = "_nolegend_"  # one legend entry for each state
-    axis.set_xticks(range(len(names)), [name.replace(" moved ", "\nmoved\n") for name in names])
+    axis.set_xticks(range(len(names)), [_in_lines(name) for name in names])
     axis.set_ylim(-0.02, 1.02)
     axis.set_ylabel("mean Dice")
     axis.set_title(
@@ -196,7 +196,12 @@ def _draw_dice(axis: Axes, summary: Mapping[str, Any]) -> None:
         fontsize=9,
         loc="left",
     )
-    axis.legend(frameon=False, loc="lower right")
+    axis.legend(frameon=False)  # where it hides the least
+
+
+def _in_lines(name: str) -> str:
+    """Return the name of a setting with a line for each word, since names stand side by side."""
+    return name.replace(" px", "\N{NO-BREAK SPACE}px").replace(" ", "\n")
 
 
 def _draw_trust(axis: Axes, summary: Mapping[str, Any]) -> None:
