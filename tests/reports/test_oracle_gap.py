@@ -10,7 +10,7 @@ from samadapt.evaluation.prompt_matrix import SETTINGS
 from samadapt.reports import oracle_gap
 from samadapt.reports.clicks import AFTER
 
-CLICKS = dict.fromkeys(("zero_shot", "adapted"), {"dice": [None] * len(AFTER), "noc": {}})
+CLICKS = {key: {"dice": [0.5] * len(AFTER), "noc": {}} for key in ("zero_shot", "adapted")}
 
 
 def test_no_name_of_a_prompt_covers_another(monkeypatch, tmp_path) -> None:
