@@ -38,31 +38,13 @@ def sam2_configuration(sam: Sam) -> Any:
         global_attention_blocks=list(build.global_blocks),
         mlp_ratio=build.mlp_ratio,
     )
-    grid = sam.embedding_size
     vision = transformers.Sam2VisionConfig(
-        backbone_config=trunk,
-        backbone_channel_list=dims[::-1],
-        backbone_feature_sizes=[[times * grid] * 2 for times in (4, 2, 1)],
-        fpn_hidden_size=build.prompt_width,
-    )
-    prompt = transformers.Sam2PromptEncoderConfig(
-        hidden_size=build.prompt_width,
-        image_size=side,
-        patch_size=build.stride,
-        mask_input_channels=build.mask_channels,
-    )
-    decoder = transformers.Sam2MaskDecoderConfig(
-        hidden_size=build.prompt_width,
-        mlp_dim=build.decoder_mlp,
-        num_hidden_layers=build.decoder_depth,
-        num_attention_heads=build.decoder_heads,
-        num_multimask_outputs=build.num_multimask,
-        iou_head_hidden_dim=build.iou_width,
-        # With one output a class there is no single mask to choose for.
-        dynamic_multimask_via_stability=sam.mask_decoder.chooses_stable_mask,
+        backbone_config=trunk, backbone_channel_list=dims[::-1], **neck_fields(sam)
     )
     return transformers.Sam2Config(
-        vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder
+        vision_config=vision,
+        prompt_encoder_config=transformers.Sam2PromptEncoderConfig(**prompt_fields(sam)),
+        mask_decoder_config=transformers.Sam2MaskDecoderConfig(**decoder_fields(sam)),
     )
 
 
@@ -70,12 +52,51 @@ def sam2_processor(sam: Sam) -> Any:
     """Return transformers' ``Sam2Processor`` with the sizes and the scaling of the model."""
     import transformers
 
+    images = transformers.Sam2ImageProcessor(**image_fields(sam))
+    return transformers.Sam2Processor(images, target_size=sam.image_size)
+
+
+def neck_fields(sam: Sam) -> dict[str, Any]:
+    """Return the fields of the three maps that the neck makes, the finest one first."""
+    grid = sam.embedding_size
+    return {
+        "backbone_feature_sizes": [[times * grid] * 2 for times in (4, 2, 1)],
+        "fpn_hidden_size": sam.build.prompt_width,
+    }
+
+
+def prompt_fields(sam: Sam) -> dict[str, Any]:
+    """Return the fields of transformers' prompt encoder, of SAM 2 and of SAM 3."""
+    return {
+        "hidden_size": sam.build.prompt_width,
+        "image_size": sam.image_size,
+        "patch_size": sam.image_size // sam.embedding_size,
+        "mask_input_channels": sam.build.mask_channels,
+    }
+
+
+def decoder_fields(sam: Sam) -> dict[str, Any]:
+    """Return the fields of transformers' mask decoder, of SAM 2 and of SAM 3."""
+    build = sam.build
+    return {
+        "hidden_size": build.prompt_width,
+        "mlp_dim": build.decoder_mlp,
+        "num_hidden_layers": build.decoder_depth,
+        "num_attention_heads": build.decoder_heads,
+        "num_multimask_outputs": build.num_multimask,
+        "iou_head_hidden_dim": build.iou_width,
+        # With one output a class there is no single mask to choose for.
+        "dynamic_multimask_via_stability": sam.mask_decoder.chooses_stable_mask,
+    }
+
+
+def image_fields(sam: Sam) -> dict[str, Any]:
+    """Return the fields of transformers' image processor, of SAM 2 and of SAM 3."""
     side, low = sam.image_size, 4 * sam.embedding_size
-    images = transformers.Sam2ImageProcessor(
-        size={"height": side, "width": side},
-        mask_size={"height": low, "width": low},
+    return {
+        "size": {"height": side, "width": side},
+        "mask_size": {"height": low, "width": low},
         # transformers scales pixels to [0, 1] first, and our means are of 0 to 255.
-        image_mean=[value / 255 for value in sam.preprocessing.mean],
-        image_std=[value / 255 for value in sam.preprocessing.std],
-    )
-    return transformers.Sam2Processor(images, target_size=side)
+        "image_mean": [value / 255 for value in sam.preprocessing.mean],
+        "image_std": [value / 255 for value in sam.preprocessing.std],
+    }
