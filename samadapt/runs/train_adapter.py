@@ -12,9 +12,11 @@ from samadapt.runs.scorer import Scorer, mean_by_share
 from samadapt.sam.decode import class_frame
 from samadapt.sam.tracking import Tracker
 from samadapt.sam.video_memory import POINTERS
+from samadapt.system import processes
 from samadapt.training.batches import make_batch, make_batch_of_kinds
+from samadapt.training.batches_ahead import BatchesAhead
 from samadapt.training.budget import Budget
-from samadapt.training.draws import BatchDraws, Drawn, endless
+from samadapt.training.draws import BatchDraws, Drawn
 from samadapt.training.loop import LoopOptions, train
 from samadapt.training.state import Training, TrainingState
 
@@ -103,12 +105,15 @@ def prepare_training(
 
     # As many slices as make the code of a distance as fine as in a volume.
     tracker = Tracker(context.sam, POINTERS, training=True) if policy.clip > 1 else None
+    # Several processes agree on what a batch holds, which their steps must not overtake.
+    threads = 1 if processes.count() == 1 else 0
+    batches = BatchesAhead(draws, make, threads=threads, ahead=config.train.accumulate)
     training = Training(
         sam=context.model,
         injection=context.injection,
         features=planner.features,
-        batches=endless(draws, make),
-        sampler=draws,
+        batches=batches,
+        sampler=batches,
         loss=losses.loss,
         validate=validation_dice if slices.validation else None,
         run_dir=context.run_dir,

@@ -7,7 +7,7 @@ are: each takes its share of every batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,11 +18,8 @@ from samadapt.training.batches import Sampler
 from samadapt.training.keyed_random import BatchRandom
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from samadapt.data.types import SliceRef
     from samadapt.prompts.policy import PromptPolicy
-    from samadapt.training.batches import Batch
     from samadapt.training.samples import TrainingSamples, TrainingStack
 
     Version = tuple[SliceRef, int]
@@ -148,9 +145,3 @@ def first_read(draws: BatchDraws, samples: TrainingSamples, batches: int | None)
             found.update(dict.fromkeys((ref, number) for ref in item.refs))
     draws.drawn = began
     return list(found)
-
-
-def endless(draws: BatchDraws, make: Callable[[Drawn], Batch]) -> Iterator[Batch]:
-    """Yield the batches that are drawn, again and again."""
-    while True:
-        yield make(draws.next())

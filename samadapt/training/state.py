@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from samadapt.sam.tracking import Tracker
     from samadapt.sam.types import MaskOutput
     from samadapt.training.batches import Batch, Sampler
-    from samadapt.training.draws import BatchDraws
+    from samadapt.training.batches_ahead import BatchesAhead
     from samadapt.training.features import Features
     from samadapt.training.mask_losses import LossFunction
     from samadapt.training.progress import Progress
@@ -41,7 +41,7 @@ class Training:
         injection: names the trained parameters.
         features: the output of the frozen blocks, by key or computed anew.
         batches: micro-batches without end.
-        sampler: draws the slices of the batches; its state ``drawn`` is saved.
+        sampler: says how many slices the batches so far have ``drawn``, which is saved.
         loss: maps a ``MaskOutput`` and targets to ``LossTerms``.
         validate: scores the model as it is; higher is better, NaN if nothing can be scored. None:
             there are no validation cases, and the last weights are kept.
@@ -63,7 +63,7 @@ class Training:
     injection: Injection
     features: Features
     batches: Iterator[Batch]
-    sampler: Sampler | BatchDraws
+    sampler: Sampler | BatchesAhead
     loss: LossFunction
     validate: Callable[[], float] | None
     run_dir: Path
