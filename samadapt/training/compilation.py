@@ -66,7 +66,11 @@ def compile_parts(model: SegmentationModel) -> list[str]:
         ConfigError: the model has none of the parts.
     """
     names = [block.block for block in model.attention_blocks()]
+    fixed: set[str] = set()
     if isinstance(model, Sam):
+        # The blocks of Hiera have many shapes. Code for sizes that are symbols takes minutes for
+        # each kind of block (sam2_t: over six in all), code for each shape 22 s for all blocks.
+        fixed = set(names) if model.build.encoder == "hiera" else fixed
         names += ["mask_decoder.transformer", "mask_decoder.output_upscaling"]
     if model.dense_head is not None:
         names.append("dense_head")
@@ -76,5 +80,5 @@ def compile_parts(model: SegmentationModel) -> list[str]:
     torch._dynamo.config.recompile_limit = max(limit, KINDS)
     for name in names:
         part: nn.Module = model.get_submodule(name)
-        part.compile()
+        part.compile(dynamic=False if name in fixed else None)
     return names

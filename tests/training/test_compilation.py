@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def nothing_is_compiled_before() -> Iterator[None]:
 def quick_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     """Record graphs and their gradients, but run PyTorch's operators: no C++ is compiled."""
     compile = nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda self: compile(self, backend="aot_eager"))
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(compile, backend="aot_eager"))
 
 
 def draw(*shape: int, seed: int = 1) -> Tensor:
@@ -109,6 +110,31 @@ def test_tiny_vit_learns_the_same(tiny_t_sam: Sam, quick_backend: None) -> None:
     for name, grad in grads.items():
         assert_close(grad, expected[name])
     assert not torch._dynamo.utils.counters["graph_break"]
+
+
+@pytest.mark.slow
+def test_hiera_learns_the_same_with_code_for_each_shape(
+    tiny_h_sam: Sam, quick_backend: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    injection = moved(tiny_h_sam, "lora")
+    logits, expected = learned(tiny_h_sam, injection)
+    compiled, compile = {}, nn.Module.compile
+
+    def watched(part: nn.Module, **options: Any) -> None:
+        compiled[part] = options
+        compile(part, **options)
+
+    monkeypatch.setattr(nn.Module, "compile", watched)
+    compile_parts(tiny_h_sam)
+    blocks = {tiny_h_sam.get_submodule(one.block) for one in tiny_h_sam.attention_blocks()}
+    assert all(
+        (options["dynamic"] is False) == (part in blocks) for part, options in compiled.items()
+    )
+    assert len(compiled) == len(blocks) + 2
+    found, grads = learned(tiny_h_sam, injection)
+    assert_close(found, logits)
+    for name, grad in grads.items():
+        assert_close(grad, expected[name])
 
 
 @pytest.mark.slow
