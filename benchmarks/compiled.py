@@ -106,7 +106,13 @@ def decode(backward: bool, compiled: bool) -> Call:
 
 
 def prepared(sam: Sam, compiled: bool) -> Sam:
-    """Return the model, whose parts compile when they first run if it is asked for."""
+    """Return the model, whose parts compile when they first run if it is asked for.
+
+    What torch's cache on disk holds of earlier runs is not used.
+    """
     if compiled:
+        from torch._inductor import config
+
+        config.force_disable_caches = True
         compile_parts(sam)
     return sam
