@@ -120,6 +120,8 @@ def to_dice_ours(task: Task) -> None:
 
 def masks_of_ours(training: Any, samples: list[Any]) -> list[Any]:
     """Return the mask (h, w) of each slice by its exact box, and leave the model in training."""
+    import torch
+
     from samadapt.prompts.policy import PromptPolicy
     from samadapt.prompts.simulate import simulate
     from samadapt.sam.decode import segment_objects
@@ -129,9 +131,10 @@ def masks_of_ours(training: Any, samples: list[Any]) -> list[Any]:
     injection.set_training(sam, enabled=False)
     policy, masks = PromptPolicy("box", objects="class"), []
     for sample in samples:
-        embeddings, frames = embed(sam, [sample.image])
         prompts = [simulate(sample.labels, policy)]
-        ((numbers, _),) = segment_objects(sam, embeddings, frames, prompts)
+        with torch.no_grad(), training.precision.autocast(sam.device):
+            embeddings, frames = embed(sam, [sample.image])
+            ((numbers, _),) = segment_objects(sam, embeddings, frames, prompts)
         masks.append(numbers > 0)
     injection.set_training(sam)
     return masks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partialmethod
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ pytestmark = [
 def quick_backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Record graphs and their gradients, but run PyTorch's operators: no C++ is compiled."""
     compile = nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda self: compile(self, backend="aot_eager"))
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(compile, backend="aot_eager"))
     monkeypatch.setattr("samadapt.runs.context.check_compile", lambda device: None)
     yield
     torch._dynamo.reset()
