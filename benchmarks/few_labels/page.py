@@ -47,7 +47,7 @@ def write(path: Path = results.RESULTS, *, page: Path = PAGE, check: bool = Fals
     wanted = with_section(text, section(rows, measured, planned), START, END)
     if check:
         return int(wanted != text)
-    if measured:
+    if is_worth_a_figure(measured, planned):
         draw(measured, FIGURE)
     page.write_text(wanted, encoding="utf-8")
     return 0
@@ -82,10 +82,9 @@ def section(
     parts = [f"{done} of {whole} trainings are measured."]
     if not measured:
         return f"{parts[0]} The tables appear with the first one."
-    parts += [
-        f"![Dice by number of labels in every data set](../images/{FIGURE.name})",
-        *view.facts(rows),
-    ]
+    if is_worth_a_figure(measured, planned):
+        parts.append(f"![Dice by number of labels in every data set](../images/{FIGURE.name})")
+    parts += view.facts(rows)
     for budget, minutes in ((SMALL, 4), (LARGE, 16)):
         if any(place[3] == budget for place in planned):
             parts += [
@@ -111,6 +110,13 @@ def section(
         view.box_table(),
     ]
     return "\n\n".join(parts)
+
+
+def is_worth_a_figure(
+    measured: Mapping[Place, Sequence[Row]], planned: Mapping[Place, int]
+) -> bool:
+    """Whether enough is measured, a fifth, for a figure that is not mostly empty."""
+    return 5 * sum(map(len, measured.values())) >= sum(planned.values())
 
 
 class View:
@@ -288,6 +294,9 @@ def _titles(arms: Iterable[str]) -> list[str]:
 
 
 def table(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
-    """Return a Markdown table."""
-    body = [header, ["---"] * len(header), *lines]
+    """Return a Markdown table of the lines in which something is measured."""
+    shown = [line for line in lines if any(cell not in (NOT_YET, "-") for cell in line[2:])]
+    if not shown:
+        return "Nothing is measured yet."
+    body = [header, ["---"] * len(header), *shown]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in body)

@@ -17,6 +17,7 @@ from benchmarks.few_labels import __main__ as command
 from benchmarks.few_labels import domains, page, plan, rows, scores, trial
 from benchmarks.few_labels.arms import ARMS, BASELINE, CANDIDATES
 from benchmarks.few_labels.domains import DOMAINS, cluster_of, fuseg_groups
+from benchmarks.few_labels.page import grouped
 from benchmarks.few_labels.plan import LARGE, SMALL, Cell
 from samadapt.config.compose import compose
 from samadapt.data.splits import listed_names
@@ -233,6 +234,7 @@ def test_a_mean_is_over_classes_of_means_over_cases() -> None:
     assert scores.mean_of([row], "dice", lambda case: "one").interval is None
 
 
+PLACE = ("unet", "fuseg", 5, SMALL)
 MARKED = f"# Few labels\n\n{page.START}\n{page.END}\n\nmore\n"
 
 
@@ -271,7 +273,7 @@ def line_of(text: str, title: str, start: str) -> str:
     return next(line for line in below.splitlines() if line.startswith(start))
 
 
-def test_a_page_shows_means_differences_and_what_lacks(written, tmp_path: Path) -> None:
+def test_a_page_shows_means_differences_and_what_lacks(written) -> None:
     found = [row_of(Cell("unet", "fuseg", 5, draw, SMALL), 0.4) for draw in range(3)]
     found += [row_of(Cell("lora", "fuseg", 5, draw, SMALL), 0.7 + 0.01 * draw) for draw in (0, 1)]
     found.append(row_of(Cell("box", "fuseg", 5, 0, SMALL), 0.9))
@@ -295,9 +297,19 @@ def test_a_page_shows_means_differences_and_what_lacks(written, tmp_path: Path) 
     assert "+0.500 [" in boxes
     assert "+0.305 Dice from the U-Net on average over 1 data sets" in text
     assert "below it in none" in text
-    assert (tmp_path / "figure.png").stat().st_size > 1000
-    assert "figure.png" in text
+    assert "| acdc" not in text  # nothing of it is measured
+    assert "figure.png" not in text
     assert "U-Net from scratch 470 (510)" in text
+
+
+def test_a_figure_comes_with_a_fifth_of_the_cells(written, monkeypatch, tmp_path: Path) -> None:
+    found = [row_of(Cell("unet", "fuseg", 5, draw, SMALL), 0.4) for draw in range(3)]
+    monkeypatch.setattr(page, "grouped", lambda rows: (grouped(rows)[0], {PLACE: planned}))
+    planned = 16
+    assert "figure.png" not in written(found)
+    planned = 15
+    assert "figure.png" in written(found)
+    assert (tmp_path / "figure.png").stat().st_size > 1000
 
 
 def test_the_page_of_the_docs_is_current() -> None:
