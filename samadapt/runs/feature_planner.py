@@ -19,6 +19,7 @@ from samadapt.prompts.annotations import has_prompts, lacks_prompts
 from samadapt.system import processes
 from samadapt.training.draws import FORESEEN, BatchDraws, first_read
 from samadapt.training.feature_plan import FeaturePlan, plan_features
+from samadapt.training.feature_stores import DiskStore
 from samadapt.training.features import Features
 
 if TYPE_CHECKING:
@@ -75,6 +76,14 @@ class FeaturePlanner:
     def missing(self) -> int:
         """The number of images whose features are still to be computed."""
         return len(self.planned.missing) if self.planned else 0
+
+    @property
+    def left_to_compute(self) -> int:
+        """How many of them the next process would have to compute: all that no file has by now."""
+        store = self.features.store
+        if self.planned is None or not isinstance(store, DiskStore):
+            return self.missing
+        return self.missing - len(store.use(self.planned.missing))
 
     def plan(
         self,

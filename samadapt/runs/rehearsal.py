@@ -156,7 +156,7 @@ def measure_beginning(
     context = replace(scorer.context, progress=_silent(Path(os.devnull)))
     batch, planner = config.train.slices, scorer.planner
     tried = _shortened(config, batch)
-    some = _busiest(context, slices.train, 2 * max(batch, context.dataset.stack))
+    some = sorted(_busiest(context, slices.train, 2 * max(batch, context.dataset.stack)))
     own = FeaturePlanner(context)
     own.plan(tried, train=some, others=[])
     missing, features = own.planned.missing if own.planned else [], None
@@ -255,7 +255,7 @@ def _rehearsal(
         training=training,
         scoring=scoring,
         images=planned.images if planned else 0,
-        missing=planner.missing,
+        missing=planner.left_to_compute,
         feature_bytes=planned.bytes_each if planned else 0,
         in_memory=isinstance(planner.features.store, MemoryStore),
         later_bytes=context.dataset.unread_bytes,
@@ -321,7 +321,7 @@ def _training(
         return_free_memory()
         held = max(0, memory_bytes() - began_with)
         tried = _shortened(config, size)
-        own = RunSlices(busiest[: max(size, 2 * stack)], [], [])
+        own = RunSlices(sorted(busiest[: max(size, 2 * stack)]), [], [])
         apart = FeaturePlanner(context)
         apart.plan(tried, train=own.train, others=[])
         apart.warm()  # so that both steps find them
@@ -344,19 +344,22 @@ def _phase_of(sizes: tuple[int, int], measured: Mapping[int, tuple[int, float]])
 
 
 def _busiest(context: RunContext, refs: Sequence[SliceRef], count: int) -> list[SliceRef]:
-    """Return the training slices with the most objects to prompt among some that are spread out.
+    """Return training slices with the most objects to prompt, those with more of them first.
 
-    If the model finds classes by itself, all slices are alike.
+    They are found among some that are spread out, and their stacks are whole. Without any prompts
+    all slices are alike.
     """
     some, samples = list(refs)[:: max(1, len(refs) // SEARCHED)], context.samples
-    if context.policy.finds_classes:
+    if context.policy.is_semantic:
         some = some[:: max(1, len(some) // max(count, 1))]
     else:
         some.sort(key=lambda ref: -samples.count_objects(context.dataset.sample(ref)))
-    # Whole stacks, and never fewer than a batch draws.
-    chosen = context.samples.stacks.whole(some[:count])[0] if context.dataset.stack > 1 else some
     known = set(refs)
-    return sorted(ref for ref in chosen[: max(count, 1)] if ref in known)
+    chosen: dict[SliceRef, None] = {}
+    for ref in some[: max(count, 1)]:
+        stack = samples.stacks.whole([ref])[0] if context.dataset.stack > 1 else [ref]
+        chosen.update(dict.fromkeys(sorted(known.intersection(stack))))
+    return list(chosen)[: max(count, 1)]
 
 
 def _last_step_seconds(run_dir: Path) -> float:

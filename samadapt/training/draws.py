@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from samadapt.errors import ConfigError
 from samadapt.system import processes
 from samadapt.training.batches import Sampler
 from samadapt.training.keyed_random import BatchRandom
@@ -92,6 +93,12 @@ class BatchDraws:
                 items = [*(item for item in items if not samples.is_empty(item)), *empty]
                 if 0 < len(empty) < len(items):
                     rare = len(empty), own.negatives
+            if not items:
+                raise ConfigError(
+                    f"data: none of {len(refs)} training slices holds an object for "
+                    f"prompts={kind}; check the masks of the training cases, or split the cases "
+                    "otherwise (data.val_every, data.fold)"
+                )
             self.items[kind] = items
             self._samplers[kind] = Sampler(len(items), batch_size, seed, rare)
 

@@ -157,6 +157,9 @@ def test_plan_and_run_agree(arguments, tmp_path, capsys):
     assert set(planned["memory_by_phase"]) == {"start", "features", "training", "scores"}
     assert planned["seconds"]["training"] > 0
     assert planned["feature_place"] == "disk"
+    # The plan has computed all eight, and the run will find them.
+    assert planned["feature_bytes"] > 0
+    assert planned["new_feature_bytes"] == planned["seconds"]["features"] == 0
 
     result = finetune(compose("photos", arguments[1:]))
     assert planned["trained"] == result.summary["trained_parameters"]
@@ -290,6 +293,13 @@ def test_the_plan_reads_like_a_table(arguments, capsys):
     assert re.search(r"memory +[\d.]+ GB at most, with 1 x 4 slices a step", shown)
     assert re.search(r"features +[\d.]+ GB on disk, of which [\d.]+ GB are still to be", shown)
     assert "run directory" not in shown
+
+
+def test_a_mixture_is_rehearsed_with_slices_that_hold_objects(arguments, pictures):
+    for index in range(7):
+        Image.new("L", (60, 48)).save(pictures / "masks" / f"p{index}.png")
+    options = ["prompts=mixed", "data.empty_slices=keep", "data.val_every=0", "quick=true"]
+    assert main(["plan", *arguments, *options, "train.validate_cases=0"]) == 0
 
 
 def test_what_the_run_refuses_the_plan_refuses(arguments, capsys):

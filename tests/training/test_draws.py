@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from samadapt.data.types import SliceRef
+from samadapt.errors import ConfigError
 from samadapt.prompts.policy import PromptPolicy
 from samadapt.prompts.shares import normalised
 from samadapt.system import processes
@@ -47,6 +48,13 @@ def draws_of(shares=None, seed=0, size=2):
 def several(draws, count):
     drawn = [draws.next() for _ in range(count)]
     return [(one.ways[0][0].kind, [ref.index for ref in one.items]) for one in drawn]
+
+
+def test_slices_without_any_object_cannot_be_prompted():
+    policy = PromptPolicy("mixed", shares=normalised(SHARES))
+    empty = [REFS[index] for index in EMPTY]
+    with pytest.raises(ConfigError, match="none of 4 training slices holds an object"):
+        BatchDraws(Slices(policy), empty, 2, seed=0)
 
 
 def test_kinds_come_by_their_shares_and_prompts_get_slices_with_objects():
