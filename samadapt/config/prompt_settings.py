@@ -118,9 +118,8 @@ class PromptSettings(Settings):
     click_disks: bool = Field(
         default=False,
         description="with prompts=interactive: draw a disk at each click into the mask that goes "
-        "back to the model, in training and in predictions, and answer each click with the best "
-        "of three masks, which obeys each click where it is; helps bases that were trained with "
-        "boxes alone, such as LiteMedSAM",
+        "back to the model, in training and in predictions, and let the answer obey each click "
+        "where it is; helps bases that were trained with boxes alone, such as LiteMedSAM",
     )
     every_kind: bool = Field(
         default=False,

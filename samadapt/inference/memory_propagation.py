@@ -19,7 +19,7 @@ from samadapt.errors import PromptError
 from samadapt.inference.clicks_in_turn import asked_last
 from samadapt.inference.propagate import CarriedObject, Propagation, Walk
 from samadapt.sam.click_disks import obey_clicks, with_click_disks
-from samadapt.sam.decode import takes_best, to_tensors
+from samadapt.sam.decode import is_single, to_tensors
 from samadapt.sam.tracking import TrackedObjects, Tracker, why_no_memory
 from samadapt.sam.types import Prompts
 from samadapt.sam.video_memory import MemoryBank, SliceMemory
@@ -80,7 +80,7 @@ class MemoryPropagation(Propagation):
         policy, sam = self.policy, self.sam
         multimask = False if prompts.has_masks else policy.multimask
         asked = asked_last(sam, embedding, self._frame, prompts, policy, multimask=multimask)
-        several = takes_best(asked, policy.click_disks) if multimask is None else multimask
+        several = is_single(asked) if multimask is None else multimask
         side = 4 * sam.embedding_size
         tensors = to_tensors([asked], [self._frame], side, sam.device)
         if policy.click_disks:

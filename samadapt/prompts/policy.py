@@ -57,8 +57,7 @@ class PromptPolicy:
         negatives: share of training examples with nothing to find, see ``prompts/absent.py`` and
             ``training/draws.py``; None: slices as they are, and prompts on objects alone.
         click_disks: for ``"interactive"``: the mask that goes back shows the clicks
-            (``sam/click_disks.py``), in training as in predictions, and each answer is the best of
-            several masks and obeys the clicks.
+            (``sam/click_disks.py``), in training as in predictions, and the answer obeys them.
         clip: slices of a training clip, on the first of which objects are prompted
             (``training/clips.py``), and from one slice of a volume carried to the others in scores
             (``runs/carried_objects.py``); 1: each slice is prompted.
@@ -124,7 +123,7 @@ class PromptPolicy:
             points: whether there are points; otherwise there are boxes alone.
         """
         # Boxes alone were trained to give one mask, and a frozen model does so best. Else the best
-        # of several answers a single prompt; ``takes_best`` says what answers further ones.
+        # of several answers a single prompt, and one mask further ones.
         is_box = not points and ("box" in self.kinds or self.kind == AUTO)
         return replace(self, kind="box" if is_box else "interactive", shares={})
 
@@ -147,7 +146,7 @@ class PromptPolicy:
     def multimask(self) -> bool | None:
         """Whether an object gets several masks, because a point may mean a part or the whole.
 
-        None: as ``takes_best`` in sam/decode.py says, which asks how many prompts an object has.
+        None: an object with a single prompt does, and one with more prompts gets one mask.
         """
         if self.is_mixed:
             return None if {"point", "interactive"} & set(self.kinds) else False

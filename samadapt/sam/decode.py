@@ -143,7 +143,7 @@ def object_logits(
         images: the position among the b images that each item of ``prompts`` belongs to; None:
             item i belongs to image i.
         multimask: of several masks an object, take the one with the highest predicted IoU. None:
-            as ``takes_best`` says.
+            do so for objects with a single prompt, which are those with one point or one box alone.
         token_of_class: of several masks an object, take mask token k - 1 for an object of class k,
             as a model that was trained without prompts has them.
         click_disks: draw the clicks into the mask prompts, as a model that was trained so has them,
@@ -179,7 +179,7 @@ def object_logits(
         if click_disks:
             tensors = with_click_disks(tensors, sam.image_size)
         rows = torch.tensor(places, device=embeddings.device)
-        several = takes_best(filled[0], click_disks) if multimask is None else multimask
+        several = is_single(filled[0]) if multimask is None else multimask
         output = sam.decode(embeddings[rows], tensors, multimask=several or token_of_class)
         if token_of_class:
             tokens = torch.from_numpy(np.stack([item.class_ids for item in filled]) - 1)
@@ -199,16 +199,6 @@ def object_logits(
         _, masks, ious = zip(*chunks, strict=True)
         found.append((torch.cat(masks), torch.cat(ious)))
     return found
-
-
-def takes_best(prompts: ImagePrompts, click_disks: bool) -> bool:
-    """Return whether objects get the best of several masks, and not the single one.
-
-    A single prompt may mean a part or the whole. Models that see their clicks as disks get the best
-    mask for further clicks too: on hippocampus it was better after every number of clicks, see
-    docs/explanation/accuracy.md.
-    """
-    return click_disks or is_single(prompts)
 
 
 def is_single(prompts: ImagePrompts) -> bool:

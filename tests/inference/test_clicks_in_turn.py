@@ -50,8 +50,7 @@ def test_each_click_comes_with_the_answer_to_those_before(sam, disks):
             embeddings[image : image + 1],
             [frames[image]],
             [item],
-            # Clicks that are drawn as disks are all answered by the best of several masks.
-            multimask=True if disks else None,
+            multimask=None,
             click_disks=disks,
         )
         return logits
