@@ -19,6 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -353,7 +354,10 @@ def _busiest(context: RunContext, refs: Sequence[SliceRef], count: int) -> list[
     if context.policy.is_semantic:
         some = some[:: max(1, len(some) // max(count, 1))]
     else:
-        some.sort(key=lambda ref: -samples.count_objects(context.dataset.sample(ref)))
+        read = context.dataset.sample
+        some.sort(key=lambda ref: -samples.count_objects(read(ref)))
+        if not samples.has_object(read(some[0])):  # a mixture whose objects are rare
+            some[:0] = islice((ref for ref in refs if samples.has_object(read(ref))), 1)
     known = set(refs)
     chosen: dict[SliceRef, None] = {}
     for ref in some[: max(count, 1)]:

@@ -295,7 +295,11 @@ def test_the_plan_reads_like_a_table(arguments, capsys):
     assert "run directory" not in shown
 
 
-def test_a_mixture_is_rehearsed_with_slices_that_hold_objects(arguments, pictures):
+@pytest.mark.parametrize("searched", [64, 1])
+def test_a_mixture_is_rehearsed_with_slices_that_hold_objects(
+    arguments, pictures, monkeypatch, searched
+):
+    monkeypatch.setattr("samadapt.runs.rehearsal.SEARCHED", searched)
     for index in range(7):
         Image.new("L", (60, 48)).save(pictures / "masks" / f"p{index}.png")
     options = ["prompts=mixed", "data.empty_slices=keep", "data.val_every=0", "quick=true"]
